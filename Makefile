@@ -1,0 +1,36 @@
+# Two commands do everything on a machine with Python 3.11, pip and make:
+#   make demo    set up, run the main job on an embedded default, print what came out
+#   make test    set up, run every check
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+
+# Set on purpose: no network at run time, no Ray token left in the home directory, no threads fighting.
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test lint types setup clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
+	touch $@
+
+demo: setup
+	$(BIN)/python examples/prepare_demo.py
+	$(BIN)/python jobs/integrate.py examples/demo.yaml
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+test: lint types
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .hypothesis

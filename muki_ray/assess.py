@@ -1,0 +1,190 @@
+"""Assessment: everything a run says about itself at the end, from the stored evidence and the student.
+
+Glue between the store, the evaluation and the report. Knows Ray only to run a classifier where the resources
+are.
+
+Shapes: N rows, M teachers, C union labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from muki_ray.config import DropoutConfig, MukiMethod
+from muki_ray.corpus import Corpus
+from muki_ray.errors import ConfigError, CorpusError, TeacherError
+from muki_ray.evaluation import confusion_matrix, evaluate_run, owners, predictions, top_confusions
+from muki_ray.integration import scatter
+from muki_ray.labels import LabelSpace
+from muki_ray.pipeline import ScoringTask
+from muki_ray.report import Example
+from muki_ray.runtime import ray, user_error
+from muki_ray.uncertainty import scores, softmax
+
+_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier to evaluate: where it lies and how long its inputs may be (None: its own limit)."""
+
+    name: str
+    location: str
+    max_length: int | None = None
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What the test set says: `metrics` as `evaluate_run` gives them, and what the pictures need."""
+
+    metrics: dict[str, Any]
+    confusion_CC: NDArray[np.int64]
+    confusions: list[dict[str, Any]]
+    scores_NM: NDArray[np.float64]
+    owner_N: NDArray[np.int64]
+    examples: list[Example]
+
+
+def read_texts(corpus: Corpus, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """Whole columns of a small corpus (a test set), in row order."""
+    tables = [corpus.read(shard) for shard in range(len(corpus.rows_per_part))]
+    return {name: [v for table in tables for v in table[name].to_pylist()] for name in columns}
+
+
+def check_test_labels(test: Corpus, space: LabelSpace) -> None:
+    """Refuse a test set that shares no label with the teachers, before anything is scored.
+
+    Raises:
+        CorpusError: with labels of both sides, so that the mismatch can be seen.
+    """
+    labels = sorted(set(read_texts(test, ["label"])["label"]))
+    if not set(labels) & set(space.names):
+        raise CorpusError(
+            f"no label of the test set ({', '.join(labels[:5])}, ...) is one that a teacher knows "
+            f"({', '.join(space.names[:5])}, ...); check test.label and the teachers' labels maps"
+        )
+
+
+def predict(
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int
+) -> NDArray[np.float64]:
+    """Probabilities of any classifier over `labels`, matched by name: `[N, C]`; mass on other labels is lost.
+
+    Raises:
+        ConfigError: it shares no label with `labels`.
+    """
+    import torch
+
+    from muki_ray.teachers.loading import load_classifier
+    from muki_ray.teachers.scoring import Scorer
+
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = load_classifier(
+        classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device
+    )
+    scorer = Scorer(loaded, samples=0, dropout=DropoutConfig(), seed_key="")
+    own = [loaded.model.config.id2label[i] for i in range(loaded.num_labels)]
+    places = {name: i for i, name in enumerate(labels)}
+    known = [i for i, name in enumerate(own) if name in places]
+    if not known:
+        raise ConfigError(
+            f"classifier {classifier.name!r} knows none of the labels {list(labels)[:5]}; it has {own[:5]}"
+        )
+    probs = softmax(scorer.score(texts, pairs).logits)[:, known]
+    return scatter(probs, np.array([places[own[i]] for i in known]), len(labels))
+
+
+def predict_on_cluster(
+    classifiers: Sequence[Classifier], test: Corpus, labels: Sequence[str], num_cpus: float, num_gpus: float
+) -> dict[str, NDArray[np.float64]]:
+    """`predict` for each classifier, as Ray tasks with the resources of a training worker."""
+    columns = read_texts(test, ["text", "text_pair"] if test.pair else ["text"])
+    task = ray.remote(predict).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)
+    texts, pairs = ray.put(columns["text"]), columns.get("text_pair")
+    threads = max(1, int(num_cpus))
+    try:
+        results = ray.get([task.remote(c, texts, pairs, list(labels), threads) for c in classifiers])
+    except ray.exceptions.RayError as error:
+        known = user_error(error)
+        raise (known or error) from None
+    return {c.name: probs for c, probs in zip(classifiers, results, strict=True)}
+
+
+def assess(
+    tasks: Sequence[ScoringTask],
+    space: LabelSpace,
+    method: MukiMethod,
+    probs: Mapping[str, NDArray[np.float64]],
+) -> Assessment:
+    """Metrics on the test set (the tasks' second corpus).
+
+    Args:
+        probs: name -> `[N, C]` of the classifiers to evaluate; `student` is the student.
+
+    Rows on which a teacher gave no finite answer are left out of every figure, and counted.
+    """
+    test = tasks[0].corpora[1]
+    shards = [test.read(shard) for shard in range(len(test.rows_per_part))]
+    evidence = [[task.read(1, s, t["row_id"].to_numpy()) for s, t in enumerate(shards)] for task in tasks]
+    good = np.concatenate([np.all([one[s].finite() for one in evidence], axis=0) for s in range(len(shards))])
+    if not good.any():
+        raise TeacherError("no row of the test set has a finite answer from every teacher")
+    parts = [
+        [one[s].take(np.all([e[s].finite() for e in evidence], axis=0)) for s in range(len(shards))]
+        for one in evidence
+    ]
+    logits = [np.concatenate([p.logits for p in one]) for one in parts]
+    scores_NM = np.concatenate([scores(method.score, [one[s] for one in parts]) for s in range(len(shards))])
+    columns = read_texts(test, ["text", "label"])
+    truth = np.array([space.label2id.get(label, -1) for label in columns["label"]], dtype=np.int64)[good]
+    kept = {name: p[good] for name, p in probs.items()}
+    compare = {name: p for name, p in kept.items() if name != "student"}
+    metrics = evaluate_run(
+        space=space,
+        truth_N=truth,
+        logits=logits,
+        scores_NM=scores_NM,
+        student_probs_NC=kept["student"],
+        compare=compare,
+    )
+    metrics["rows_unanswered"] = int((~good).sum())
+    matrix = confusion_matrix(kept["student"], truth)
+    texts = [text for text, keep in zip(columns["text"], good, strict=True) if keep]
+    gold = [label for label, keep in zip(columns["label"], good, strict=True) if keep]
+    return Assessment(
+        metrics,
+        matrix,
+        top_confusions(matrix, space.names),
+        scores_NM,
+        owners(space, truth),
+        _examples(kept["student"], texts, gold, scores_NM, space),
+    )
+
+
+def _examples(
+    probs_NC: NDArray[np.float64],
+    texts: list[str],
+    gold: list[str],
+    scores_NM: NDArray[np.float64],
+    space: LabelSpace,
+) -> list[Example]:
+    """A few rows spread evenly over the test set."""
+    chosen = np.unique(np.linspace(0, len(texts) - 1, min(_EXAMPLES + 2, len(texts))).astype(int))[1:-1]
+    chosen = chosen if len(chosen) else np.array([0])
+    said = predictions(probs_NC)
+    return [
+        Example(
+            text=texts[i],
+            predicted=space.names[int(said[i])],
+            confidence=float(probs_NC[i].max()),
+            gold=gold[i],
+            teacher=space.teachers[int(scores_NM[i].argmax())],
+        )
+        for i in chosen
+    ]

@@ -1,0 +1,125 @@
+"""From what a user typed to a mapping, and from a validation error to one line.
+
+Knows YAML and the shape of pydantic's errors; does not know which settings exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from muki_ray.errors import ConfigError
+
+_LONGEST_VALUE = 120  # characters of a wrong value that a message shows
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which keeps the last of two equal keys without a word; this one refuses them."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[tuple[str, str]] = set()
+        for key, _ in node.value:
+            # `<<` may come more than once; its keys are meant to be overridden
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            if (key.tag, key.value) in seen:
+                problem = f"key {key.value!r} is given twice; keep one of them"
+                raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str) -> Any:
+    """What a YAML file says.
+
+    Raises:
+        ConfigError: there is no such file, it cannot be read, or it is not YAML.
+    """
+    try:
+        return yaml.load(Path(path).expanduser().read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration file at {path!r}; give the path of a YAML file") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read configuration {path!r}: {error}; give a YAML file in UTF-8"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path!r} is not valid YAML: {error}") from error
+
+
+def override(content: dict[str, Any], text: str) -> dict[str, Any]:
+    """A copy of `content` with one `dotted.key=value` applied; the value is YAML, list items go by index.
+
+    Raises:
+        ConfigError: the text has another form, or the key leads through something that has no keys.
+    """
+    key, equals, given = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(
+            f"override {text!r} is not of the form dotted.key=value; write it like training.epochs=5"
+        )
+    try:
+        value = yaml.load(given, _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+
+    def put(node: Any, path: list[str]) -> Any:
+        if not path:
+            return value
+        head, rest = path[0], path[1:]
+        if isinstance(node, list):
+            if not head.isdecimal() or int(head) >= len(node):
+                raise ConfigError(
+                    f"override {text!r}: {head!r} is not an index into a list of {len(node)}; count from 0"
+                )
+            return [put(item, rest) if i == int(head) else item for i, item in enumerate(node)]
+        if node is not None and not isinstance(node, dict):
+            raise ConfigError(
+                f"override {text!r}: {head!r} lies inside a value that is not a mapping ({shown(node)}); "
+                "set that value as a whole"
+            )
+        return {**(node or {}), head: put((node or {}).get(head), rest)}
+
+    path = key.split(".")
+    method = content.get("method")
+    if path[0] == "method" and len(path) > 1 and isinstance(method, str):
+        content = {**content, "method": {"kind": method}}  # `method: paper` is short for this
+    result: dict[str, Any] = put(content, path)
+    return result
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line for the first validation problem: where, the value received and the remedy."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    where = _where(first["loc"])
+    kind = first["type"]
+    if kind == "missing":
+        text = f"{where} is missing; add it"
+    elif kind == "extra_forbidden":
+        text = f"{where} is not a known setting (value {shown(first['input'])}); check the spelling"
+    elif kind == "value_error":
+        text = f"{where}: {first['ctx']['error']}"
+    elif kind in ("model_type", "model_attributes_type"):
+        text = f"{where} must be a mapping of settings, got {shown(first['input'])}"
+    else:
+        text = f"{where}: {first['msg']}, got {shown(first['input'])}"
+    more = len(problems) - 1
+    return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def shown(value: Any) -> str:
+    """A value as a message shows it: cut where it is long, so that the line stays readable."""
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
+
+
+def _where(loc: tuple[int | str, ...]) -> str:
+    """Dotted key as users write it, without the tag of a union and the mark of a key that pydantic adds."""
+    tagged = len(loc) > 1 and loc[0] == "method"
+    parts = [part for i, part in enumerate(loc) if not (tagged and i == 1) and part != "[key]"]
+    return ".".join(map(str, parts)) or "configuration"

@@ -1,0 +1,1 @@
+"""The student: its data, its loss, its training and its card."""

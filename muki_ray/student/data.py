@@ -1,0 +1,185 @@
+"""Supervision as batches: the same global batches whatever the number of workers.
+
+Every worker walks the same shuffled stream of rows, cuts the same global batches and keeps its slice of each,
+so all take equal steps, no row is dropped, and the training does not depend on the cluster's shape. Batches
+hold rows of like length. Knows Parquet and numpy; the tokenizer comes in `student/loop.py`.
+
+Shapes: N rows, B rows of one worker's batch, C union labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from muki_ray.errors import StudentError
+from muki_ray.store import Folder, part_name
+
+# more held-out rows than this tell no more about which checkpoint is best
+_MOST_HELD_OUT = 10_000
+# rows shuffled together; large enough to mix shards, small enough for memory
+_BUFFER_ROWS = 65_536
+# batches sorted by length together: near-equal lengths, still random
+_SORTED_BATCHES = 64
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's slice: texts, `targets` `[B, C]`, `weights` `[B]`; `rows` of the global batch it is part of."""
+
+    texts: list[str]
+    pairs: list[str] | None
+    targets: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    rows: int
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows are held out: those whose hash is below `threshold`. Counted once, in the driver."""
+
+    threshold: int
+    seed: int
+    train_rows: int
+    held_out_rows: int
+
+    def held_out(self, row_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Mask of the held-out rows, `[N]`; depends on nothing but the row's id."""
+        return _hash(row_ids, self.seed) < np.uint64(self.threshold)
+
+
+def _hash(row_ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
+    """splitmix64: uniform 64-bit values from ids."""
+    with np.errstate(over="ignore"):
+        z = row_ids.astype(np.uint64) + np.uint64(seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def plan_split(folder: Folder, rows_per_part: list[int], fraction: float, seed: int) -> Split:
+    """Choose the held-out rows: about `fraction` of all, at most 10,000, at least one.
+
+    Raises:
+        StudentError: fewer than two rows.
+    """
+    total = sum(rows_per_part)
+    if total < 2:
+        raise StudentError(
+            f"the supervision has {total} row; training needs at least 2 (one is held out): give a larger corpus"
+        )
+    fraction = min(fraction, _MOST_HELD_OUT / total)
+    threshold = int(fraction * 2**64)
+    held, least = 0, 2**64 - 1
+    for shard in range(len(rows_per_part)):
+        hashes = _hash(folder.read_table(part_name(shard), ["row_id"])["row_id"].to_numpy(), seed)
+        held += int((hashes < np.uint64(threshold)).sum())
+        least = min(least, int(hashes.min())) if len(hashes) else least
+    if held == 0:  # a tiny corpus: hold out the row with the smallest hash
+        threshold, held = least + 1, 1
+    if held == total:
+        raise StudentError(
+            f"all {total} rows of the supervision would be held out; lower training.validation ({fraction:g})"
+        )
+    return Split(threshold, seed, total - held, held)
+
+
+@dataclass(frozen=True)
+class Supervision:
+    """Reader of a finished supervision folder, for one worker of `world`.
+
+    Attributes:
+        weight_scale: weights are divided by it (the corpus mean, or 1 for the paper's raw weights).
+    """
+
+    folder: Folder
+    rows_per_part: tuple[int, ...]
+    split: Split
+    weight_scale: float
+    rank: int = 0
+    world: int = 1
+
+    def steps(self, batch_size: int) -> int:
+        """Optimizer steps of one epoch."""
+        return -(-self.split.train_rows // batch_size)
+
+    def train(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
+        """This worker's slices of one epoch's global batches of `batch_size` rows (the last may be smaller)."""
+        rng = np.random.default_rng([seed, epoch])
+        waiting: list[pa.Table] = []
+        rows = 0
+        order = rng.permutation(len(self.rows_per_part))
+        for position, shard in enumerate(order):
+            table = self._part(int(shard), held_out=False)
+            waiting.append(table)
+            rows += len(table)
+            last = position + 1 == len(order)
+            if rows < _BUFFER_ROWS and not last:
+                continue
+            buffer = pa.concat_tables(waiting)
+            full = len(buffer) if last else len(buffer) - len(buffer) % batch_size
+            shuffled = rng.permutation(len(buffer))
+            for take in _like_lengths(buffer, shuffled[:full], batch_size, rng):
+                yield self._slice(buffer, take)
+            waiting = [buffer.take(pa.array(shuffled[full:]))]
+            rows = len(waiting[0])
+
+    def held_out(self, batch_size: int) -> Iterator[Batch]:
+        """This worker's share of the held-out rows."""
+        tables = [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
+        table = pa.concat_tables(tables)
+        order = np.argsort(_lengths(table), kind="stable")[::-1]
+        for start in range(0, len(table), batch_size):
+            yield self._slice(table, order[start : start + batch_size])
+
+    def _part(self, shard: int, held_out: bool) -> pa.Table:
+        table = self.folder.read_table(part_name(shard))
+        if len(table) != self.rows_per_part[shard]:
+            raise StudentError(
+                f"{self.folder.path(part_name(shard))} has {len(table)} rows, its manifest says {self.rows_per_part[shard]}; delete its folder"
+            )
+        mask = self.split.held_out(table["row_id"].to_numpy())
+        return table.filter(pa.array(mask if held_out else ~mask))
+
+    def _slice(self, table: pa.Table, take: NDArray[np.int64]) -> Batch:
+        """This worker's rows of a global batch. A worker without any gets one row of weight 0: all must step."""
+        mine = take[self.rank :: self.world]
+        idle = len(mine) == 0
+        part = table.take(pa.array(take[:1] if idle else mine))
+        flat = part["target"].combine_chunks().flatten().to_numpy()
+        targets = flat.reshape(len(part), -1).copy()  # Arrow memory is read-only, Torch wants to own it
+        weights = (
+            np.zeros(1, np.float32) if idle else part["weight"].to_numpy() / np.float32(self.weight_scale)
+        )
+        pairs = part["text_pair"].to_pylist() if "text_pair" in part.column_names else None
+        return Batch(part["text"].to_pylist(), pairs, targets, weights.astype(np.float32), len(take))
+
+
+def _lengths(table: pa.Table) -> NDArray[np.int64]:
+    """Characters per row: near enough to tokens to put like with like."""
+    lengths = pa.compute.utf8_length(table["text"]).to_numpy()
+    if "text_pair" in table.column_names:
+        lengths = lengths + pa.compute.utf8_length(table["text_pair"]).to_numpy()
+    return np.asarray(lengths, dtype=np.int64)
+
+
+def _like_lengths(
+    table: pa.Table, order: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+) -> Iterator[NDArray[np.int64]]:
+    """Cut a shuffled order into batches of rows of like length, in random order; a short batch comes last."""
+    lengths = _lengths(table)
+    group = batch_size * _SORTED_BATCHES
+    for start in range(0, len(order), group):
+        rows = order[start : start + group]
+        whole = len(rows) - len(rows) % batch_size
+        rest = rows[whole:]
+        rows = rows[:whole][np.argsort(lengths[rows[:whole]], kind="stable")]
+        batches = rows.reshape(-1, batch_size)
+        yield from batches[rng.permutation(len(batches))]
+        if len(rest):
+            yield rest

@@ -1,0 +1,261 @@
+"""The training loop: supervision in, checkpoints out. One process of any number.
+
+Knows Torch; knows Ray only through `World`, so that it also runs in a plain process. Chooses the checkpoint by
+the KL on held-out supervision: no label is read.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from muki_ray.config import TrainingConfig
+from muki_ray.errors import StudentError
+from muki_ray.student.data import Batch, Supervision
+from muki_ray.student.losses import kl_rows, weighted_kl
+from muki_ray.student.model import StudentSpec, build_student
+
+STATE_FILE = "training_state.pt"
+_PREFETCH = 4
+
+
+class World(Protocol):
+    """What a worker knows of the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    def wrap(self, model: Any) -> Any:
+        """The model, made to average gradients over workers."""
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum over all workers."""
+
+    def report(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+        """Hand over an epoch's metrics and its checkpoint; `save` writes it, on rank 0."""
+
+    def resume(self) -> Path | None:
+        """Folder of the latest checkpoint, if there is one."""
+
+    def progress(self, done: int, total: int, metrics: dict[str, float]) -> None:
+        """Optimizer steps done; called on rank 0."""
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """Everything a worker needs; cheap to pickle."""
+
+    student: StudentSpec
+    labels: tuple[str, ...]
+    training: TrainingConfig
+    supervision: Supervision
+    threads: int
+
+
+def run(job: TrainingJob, world: World) -> None:
+    """Train to the end, or to the early stop, from the latest checkpoint if there is one."""
+    settings = job.training
+    torch.set_num_threads(job.threads)
+    data = job.supervision
+    model, tokenizer = build_student(job.student, list(job.labels), settings.seed, settings.dropout)
+    model.to(world.device)
+    steps = data.steps(settings.batch_size)
+    trainer = _Trainer(model, tokenizer, job, world, total_steps=steps * settings.epochs)
+    start, best, bad = trainer.restore()
+    for epoch in range(start, settings.epochs):
+        if settings.patience is not None and bad >= settings.patience:
+            break
+        torch.manual_seed(settings.seed + 1000 * (epoch + 1) + world.rank)  # dropout; the same after a resume
+        loss = trainer.epoch(data.train(epoch, settings.batch_size, settings.seed), steps, epoch)
+        held_out = trainer.held_out_kl(data.held_out(settings.batch_size * 2))
+        if not math.isfinite(held_out):
+            raise StudentError(
+                f"training diverged in epoch {epoch + 1} (held-out KL {held_out}); lower training.learning_rate ({settings.learning_rate:g})"
+            )
+        improved = held_out < best
+        best, bad = (held_out, 0) if improved else (best, bad + 1)
+        state = {"epoch": epoch + 1, "best": best, "bad": bad}
+        metrics = {"epoch": epoch + 1, "train_kl": loss, "held_out_kl": held_out, "step": steps * (epoch + 1)}
+        world.report(metrics, lambda folder, state=state: trainer.save(folder, state))  # type: ignore[misc]
+
+
+class _Trainer:
+    """Model, optimizer and schedule of one worker."""
+
+    def __init__(self, model: Any, tokenizer: Any, job: TrainingJob, world: World, total_steps: int) -> None:
+        self.plain, self.tokenizer, self.job, self.world = model, tokenizer, job, world
+        self.model = world.wrap(model)
+        self.settings = job.training
+        self.total_steps = total_steps
+        decay = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
+        plain = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [
+                {"params": decay, "weight_decay": self.settings.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
+            lr=self.settings.learning_rate,
+            fused=True,
+        )
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._factor)
+        kind = "cuda" if world.device.type == "cuda" else "cpu"
+        wanted = _precision(self.settings.precision, kind)
+        self.autocast = partial(torch.autocast, kind, dtype=wanted, enabled=wanted != torch.float32)
+        self.scaler = torch.amp.GradScaler(kind, enabled=wanted == torch.float16)
+
+    def _factor(self, step: int) -> float:
+        """Warm-up, then decay to 0 at the last step."""
+        warm = math.ceil(self.settings.warmup * self.total_steps)
+        if step < warm:
+            return (step + 1) / (warm + 1)
+        share = (step - warm) / max(1, self.total_steps - warm)
+        return {"linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share)), "constant": 1.0}[
+            self.settings.schedule
+        ]
+
+    def epoch(self, batches: Iterable[Batch], steps: int, epoch: int) -> float:
+        """One pass; returns the mean weighted KL of the training rows."""
+        self.model.train()
+        total = torch.zeros(2, dtype=torch.float64)
+        for number, (batch, micro) in enumerate(self._prefetched(batches)):
+            total += torch.tensor(
+                [self._step(batch, micro), sum(len(inputs["input_ids"]) for inputs, *_ in micro)]
+            )
+            if self.world.rank == 0:
+                mean = float(total[0] / total[1].clamp(min=1))
+                metrics = {"train_kl": mean, "learning_rate": float(self.schedule.get_last_lr()[0])}
+                self.world.progress(epoch * steps + number + 1, self.total_steps, metrics)
+        total = self.world.total(total.to(torch.float32).to(self.world.device)).cpu()
+        return float(total[0] / total[1].clamp(min=1))
+
+    def _step(
+        self, batch: Batch, micro: list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]
+    ) -> float:
+        """One optimizer step over the micro-batches; returns this worker's summed loss."""
+        done = 0.0
+        for i, (inputs, targets, weights) in enumerate(micro):
+            accumulating = i + 1 < len(micro) and hasattr(self.model, "no_sync")
+            with self.model.no_sync() if accumulating else nullcontext():
+                with self.autocast():
+                    logits = self.model(**{k: v.to(self.world.device) for k, v in inputs.items()}).logits
+                loss = weighted_kl(logits, targets.to(self.world.device), weights.to(self.world.device))
+                # gradients are averaged over workers: times their number, over the rows of all
+                self.scaler.scale(loss * self.world.size / batch.rows).backward()
+            done += float(loss.detach())
+        self.scaler.unscale_(self.optimizer)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return done
+
+    def held_out_kl(self, batches: Iterable[Batch]) -> float:
+        """Weighted mean KL over the held-out rows of all workers."""
+        self.model.eval()
+        total = torch.zeros(2, device=self.world.device)
+        with torch.inference_mode():
+            for _batch, micro in self._prefetched(batches):
+                for inputs, targets, weights in micro:
+                    with self.autocast():
+                        logits = self.plain(**{k: v.to(self.world.device) for k, v in inputs.items()}).logits
+                    weights = weights.to(self.world.device)
+                    total += torch.stack(
+                        [(weights * kl_rows(logits, targets.to(self.world.device))).sum(), weights.sum()]
+                    )
+        total = self.world.total(total)
+        return float(total[0] / total[1].clamp(min=1e-12))
+
+    def _prefetched(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
+        """Read and tokenize on a thread, off the critical path."""
+        waiting: queue.Queue[Any] = queue.Queue(_PREFETCH)
+        stop = threading.Event()
+
+        def put(item: Any) -> None:
+            while not stop.is_set():
+                try:
+                    waiting.put(item, timeout=0.2)
+                    return
+                except queue.Full:
+                    continue
+
+        def work() -> None:
+            try:
+                for batch in batches:
+                    if stop.is_set():
+                        return
+                    put((batch, self._tokenized(batch)))
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        thread = threading.Thread(target=work, name="muki-ray-batches", daemon=True)
+        thread.start()
+        try:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            stop.set()
+            thread.join()
+
+    def _tokenized(self, batch: Batch) -> list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+        """Micro-batches of padded inputs, targets and weights."""
+        size = self.settings.micro_batch_size or len(batch.texts)
+        result = []
+        for start in range(0, len(batch.texts), size):
+            part = slice(start, start + size)
+            inputs = self.tokenizer(
+                batch.texts[part],
+                batch.pairs[part] if batch.pairs is not None else None,
+                truncation=True,
+                max_length=self.job.student.max_length,
+                padding="longest",
+                return_tensors="pt",
+            )
+            result.append(
+                (dict(inputs), torch.from_numpy(batch.targets[part]), torch.from_numpy(batch.weights[part]))
+            )
+        return result
+
+    def save(self, folder: Path, state: dict[str, Any]) -> None:
+        """A checkpoint: a Hugging Face folder, and what resuming needs."""
+        self.plain.save_pretrained(folder, max_shard_size="1TB")  # one file: what `restore` reads
+        self.tokenizer.save_pretrained(folder)
+        torch.save({**state, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
+                    "scaler": self.scaler.state_dict()}, folder / STATE_FILE)  # fmt: skip
+
+    def restore(self) -> tuple[int, float, int]:
+        """Next epoch, best held-out KL and epochs without a better one."""
+        folder = self.world.resume()
+        if folder is None:
+            return 0, math.inf, 0
+        from safetensors.torch import load_model
+
+        load_model(self.plain, folder / "model.safetensors", device=str(self.world.device))
+        state = torch.load(folder / STATE_FILE, map_location=self.world.device, weights_only=True)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        return int(state["epoch"]), float(state["best"]), int(state["bad"])
+
+
+def _precision(wanted: str, kind: str) -> torch.dtype:
+    """Type of the autocast; `auto` is bfloat16 where the hardware multiplies it fast."""
+    from muki_ray.teachers.loading import resolve_dtype
+
+    resolved: torch.dtype = getattr(torch, resolve_dtype(wanted, kind == "cuda"))  # type: ignore[arg-type]
+    if resolved == torch.float16 and kind == "cpu":
+        raise StudentError("training.precision: float16 needs a GPU; use bfloat16 or float32")
+    return resolved

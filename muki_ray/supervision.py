@@ -1,0 +1,97 @@
+"""Supervision as a table: what the student learns from, one shard at a time.
+
+Joins a corpus shard with all teachers' evidence about it, sets bad rows aside, integrates the rest. Knows
+arrays and Arrow tables; knows no Ray, no models.
+
+Shapes: N rows, M teachers, C union labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from muki_ray.config import MukiMethod
+from muki_ray.integration import integrate
+from muki_ray.labels import LabelSpace
+from muki_ray.report.statistics import CorpusStatistics
+from muki_ray.teachers.evidence import EvidenceArrays
+from muki_ray.uncertainty import scores
+
+# part of every supervision fingerprint: raise it when the meaning of a column changes
+SUPERVISION_FORMAT = 1
+QUARANTINE_SCHEMA = pa.schema([("row_id", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
+
+
+@dataclass(frozen=True)
+class ShardSupervision:
+    """One shard: `table` for the student, `quarantine` (None when all rows are good), statistics, weight sum."""
+
+    table: pa.Table
+    quarantine: pa.Table | None
+    statistics: CorpusStatistics
+    weight_sum: float
+
+
+def supervise(
+    corpus: pa.Table, evidence: Sequence[EvidenceArrays], space: LabelSpace, method: MukiMethod
+) -> ShardSupervision:
+    """Integrate one shard.
+
+    Args:
+        corpus: row_id, text[, text_pair], `N` rows.
+        evidence: of the `M` teachers, in the order of `space.teachers`, about the same rows.
+
+    Rows on which any teacher answered NaN or infinity go to quarantine with the teacher's name.
+    """
+    finite = np.stack([one.finite() for one in evidence], axis=1)  # [N, M]
+    good: NDArray[np.bool_] = np.asarray(finite.all(axis=1))
+    quarantine = None
+    if not good.all():
+        bad = np.flatnonzero(~good)
+        reasons = [f"teacher {space.teachers[int(finite[i].argmin())]} gave no finite answer" for i in bad]
+        ids = corpus["row_id"].take(pa.array(bad))
+        quarantine = pa.table(
+            [ids, pa.array(["evidence"] * len(bad)), pa.array(reasons)], schema=QUARANTINE_SCHEMA
+        )
+    chosen = [one.take(good) for one in evidence]
+    scores_NM = scores(method.score, chosen)
+    result = integrate(
+        [one.logits for one in chosen], space.index, len(space), scores_NM,
+        how=method.integration, tau=method.tau, with_margin=method.margin, temperature=method.temperature,
+    )  # fmt: skip
+    statistics = CorpusStatistics.empty(len(evidence))
+    statistics.update(scores_NM, _margins(scores_NM))
+    kept = corpus.filter(pa.array(good))
+    texts = {
+        name: kept[name].cast(pa.string()) for name in kept.column_names if name in ("text", "text_pair")
+    }
+    table = pa.table(
+        {
+            "row_id": kept["row_id"],
+            **texts,
+            "target": _lists(result.targets),
+            "weight": pa.array(result.weights, pa.float32()),
+            "teacher": pa.array([space.teachers[m] for m in result.teacher], pa.string()),
+            "scores": _lists(scores_NM),
+        }
+    )
+    return ShardSupervision(table, quarantine, statistics, float(result.weights.sum()))
+
+
+def _margins(scores_NM: np.ndarray) -> np.ndarray:
+    """Gap of the two best scores, for the report, whether or not the method weights by it. `[N]`."""
+    if scores_NM.shape[1] == 1:
+        return np.ones(len(scores_NM))
+    top = np.sort(scores_NM, axis=1)
+    return np.asarray(top[:, -1] - top[:, -2])
+
+
+def _lists(values: np.ndarray) -> pa.Array:
+    rows, width = values.shape
+    offsets = pa.array(np.arange(0, (rows + 1) * width, width, dtype=np.int32))
+    return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).reshape(-1)))

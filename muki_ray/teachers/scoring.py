@@ -1,0 +1,149 @@
+"""A loaded classifier at work: texts in, evidence out.
+
+Tokenizes raw text with the classifier's own tokenizer, cuts length-sorted batches by token budget, runs the
+Monte-Carlo engine and reduces its samples in float32. Knows Torch, not Ray, not files.
+
+Shapes: N rows, B rows of a batch, K samples, C_m labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from muki_ray.config import DropoutConfig
+from muki_ray.errors import TeacherError
+from muki_ray.teachers.batching import token_batches
+from muki_ray.teachers.dropout import McDropout
+from muki_ray.teachers.evidence import EvidenceArrays
+from muki_ray.teachers.loading import LoadedClassifier
+
+# tokens of one forward at the stochastic layers, samples counted; measured best on CPU caches, and large
+# enough to fill a GPU
+_TOKENS_CPU, _TOKENS_CUDA = 8192, 262_144
+# words of the probe; unequal lengths, so that padding is seen
+_PROBE = ["one short text", "another text that is somewhat longer than the first one", "a third"]
+
+
+class Scorer:
+    """Turns texts into evidence with one classifier.
+
+    Args:
+        classifier: model and tokenizer, on its device.
+        samples: K; 0 for the deterministic pass only.
+        dropout: masks, layers, rate and seed.
+        seed_key: fingerprint of the classifier, so that two teachers do not share masks.
+        token_budget: tokens of one forward; default by device.
+    """
+
+    def __init__(
+        self,
+        classifier: LoadedClassifier,
+        *,
+        samples: int,
+        dropout: DropoutConfig,
+        seed_key: str,
+        token_budget: int | None = None,
+    ) -> None:
+        self.classifier = classifier
+        self.device = next(classifier.model.parameters()).device
+        self.token_budget = token_budget or (_TOKENS_CUDA if self.device.type == "cuda" else _TOKENS_CPU)
+        self.engine = McDropout(
+            classifier.model,
+            self._pad([self._encode(_PROBE, None)[i] for i in range(len(_PROBE))]),
+            samples=samples,
+            masks=dropout.masks,
+            layers=dropout.layers,
+            rate=dropout.rate,
+            seed_key=(dropout.seed, seed_key),
+            name=classifier.name,
+        )
+
+    def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[dict[str, list[int]]]:
+        """Token ids of each row, truncated, not padded."""
+        encoded = self.classifier.tokenizer(
+            list(texts),
+            list(pairs) if pairs is not None else None,
+            truncation=True,
+            max_length=self.classifier.max_length,
+            padding=False,
+        )
+        names = [n for n in encoded if n in self.classifier.input_names]
+        return [{n: encoded[n][i] for n in names} for i in range(len(texts))]
+
+    def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+        padded = self.classifier.tokenizer.pad(rows, padding="longest", return_tensors="pt")
+        return {name: tensor.to(self.device) for name, tensor in padded.items()}
+
+    def score(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None = None,
+        *,
+        shard: int = 0,
+        progress: Callable[[int], None] | None = None,
+    ) -> EvidenceArrays:
+        """Evidence for `N` texts, in their order.
+
+        Args:
+            texts, pairs: first and, for pairs, second texts.
+            shard: seeds classical masks, so that a retry of the shard draws the same.
+            progress: called with the number of rows done since the last call.
+        """
+        rows = self._encode(texts, pairs)
+        lengths = [len(row["input_ids"]) for row in rows]
+        labels, K = self.classifier.num_labels, self.engine.samples
+        fan = 1 if self.engine.mode == "per_element" else K + 1
+        out: dict[str, NDArray[np.float32]] = {"logits": np.empty((len(rows), labels), np.float32)}
+        if K:
+            out["mc_probs"] = np.empty((len(rows), labels), np.float32)
+            for name in ("mc_energy", "mc_expected_entropy", "mc_variance"):
+                out[name] = np.empty(len(rows), np.float32)
+        for number, batch in enumerate(token_batches(lengths, max(1, self.token_budget // fan))):
+            logits = self.engine.logits(self._pad([rows[i] for i in batch]), shard=shard, batch=number)
+            for name, value in reduce_samples(logits).items():
+                out[name][batch] = value.cpu().numpy()
+            if progress is not None:
+                progress(len(batch))
+        return EvidenceArrays(**out)
+
+
+def reduce_samples(logits: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of one batch from its samples.
+
+    Args:
+        logits: `float32 [K+1, B, C_m]`, the deterministic pass first.
+
+    Returns:
+        `logits` and `mc_probs` `[B, C_m]`; `mc_energy`, `mc_expected_entropy`, `mc_variance` `[B]`; only
+        `logits` when K = 0.
+    """
+    if logits.shape[0] == 1:
+        return {"logits": logits[0]}
+    log_probs = logits[1:].log_softmax(dim=-1)
+    probs = log_probs.exp()
+    return {
+        "logits": logits[0],
+        "mc_probs": probs.mean(dim=0),
+        "mc_energy": logits[1:].logsumexp(dim=-1).mean(dim=0),
+        "mc_expected_entropy": -torch.special.xlogy(probs, probs).sum(dim=-1).mean(dim=0),
+        "mc_variance": probs.var(dim=0, unbiased=False).sum(dim=-1),
+    }
+
+
+def check_finite(evidence: EvidenceArrays, name: str) -> None:
+    """Raise when a teacher answers nothing at all: then the model is broken, not a row."""
+    if len(evidence.logits) and not evidence.finite().any():
+        raise TeacherError(
+            f"teacher {name!r} answers NaN on every row of a shard; its weights or dtype are broken (try dtype: float32)"
+        )
+
+
+def as_inputs(table: Any) -> tuple[list[str], list[str] | None]:
+    """First and second texts of a corpus shard."""
+    pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
+    return table["text"].to_pylist(), pairs

@@ -1,0 +1,354 @@
+"""The configuration: defaults, every refusal as one line, overrides, and the way back to YAML."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from muki_ray.config import (
+    IntegrateConfig,
+    MukiMethod,
+    PaperMethod,
+    load_config,
+    parse_config,
+    to_yaml,
+)
+from muki_ray.errors import ConfigError
+
+MINIMAL: dict[str, Any] = {
+    "teachers": [{"name": "news", "model": "org/news"}],
+    "corpus": {"path": "texts/*.parquet"},
+    "student": {"model": "org/base"},
+    "output": "runs/one",
+}
+FULL: dict[str, Any] = {
+    "teachers": [
+        {
+            "name": "news",
+            "model": "s3://models/news",
+            "revision": "v1",
+            "labels": {"LABEL_0": "yes", "LABEL_1": "1e3", "muki": "paper"},
+            "merge_labels": True,
+            "resources": {"num_cpus": 0.5, "num_gpus": 0.25, "max_actors": 3},
+        },
+        {"name": "sport", "model": "/models/sport", "dtype": "float32", "adapter": "lora", "max_length": 64},
+    ],
+    "corpus": {
+        "path": ["a.csv", "b.csv"],
+        "format": "csv",
+        "text": ["question", "answer"],
+        "limit": 10,
+        "test": {"path": "test.csv", "label": "topic", "compare": {"old": "org/old"}},
+    },
+    "student": {"model": "org/base", "max_length": 128},
+    "output": "s3://runs/zw\u00f6lf",
+    "method": {"integration": "hard", "tau": 1e-7, "dropout": {"layers": 2, "rate": 0.2}},
+    "training": {"learning_rate": "5e-5", "patience": None, "dropout": 0.0},
+    "tracking": {"enabled": False},
+}
+
+
+def parsed(*overrides: str, **changes: Any) -> IntegrateConfig:
+    return parse_config({**copy.deepcopy(MINIMAL), **changes}, overrides)
+
+
+# -- what is accepted ------------------------------------------------------------------------------------
+
+
+def test_minimal_configuration_gets_the_defaults() -> None:
+    config = parsed()
+    method = config.method
+    assert isinstance(method, MukiMethod) and method.kind == "muki"
+    assert (method.samples, method.score, method.integration) == (16, "mc_entropy", "soft")
+    assert (method.tau, method.margin, method.temperature, method.weights) == (0.2, True, 1.0, "normalize")
+    assert (method.dropout.masks, method.dropout.layers, method.dropout.rate) == ("per_sample", "all", None)
+    assert config.corpus.path == ["texts/*.parquet"]
+    assert config.corpus.text == ("text",)
+    assert (config.corpus.split, config.corpus.test) == ("train", None)
+    assert config.teachers[0].labels is None and not config.teachers[0].allow_pickle
+    assert (config.training.epochs, config.training.batch_size) == (3, 32)
+    assert config.tracking.enabled
+
+
+@pytest.mark.parametrize("method", ["paper", {"kind": "paper"}])
+def test_paper_is_the_papers_setting(method: Any) -> None:
+    config = parsed(method=method)
+    assert isinstance(config.method, PaperMethod)
+    assert (config.method.samples, config.method.tau, config.method.integration) == (16, 0.2, "soft")
+    assert (config.method.margin, config.method.weights) == (True, "raw")
+    assert config.method.dropout.masks == "per_element"
+
+
+def test_paper_keeps_its_masks_when_another_part_of_dropout_is_set() -> None:
+    config = parsed(method={"kind": "paper", "dropout": {"rate": 0.2}})
+    assert (config.method.dropout.masks, config.method.dropout.rate) == ("per_element", 0.2)
+    assert parsed(method={"kind": "paper", "dropout": {"masks": "per_sample"}}).method.dropout.masks == (
+        "per_sample"
+    )
+
+
+def test_kind_may_be_left_out() -> None:
+    config = parsed(method={"integration": "hard"})
+    assert (config.method.kind, config.method.integration) == ("muki", "hard")
+    assert parsed(method="muki") == parsed(method={}) == parsed()
+
+
+def test_no_monte_carlo_needs_the_plain_score() -> None:
+    assert parsed(method={"samples": 0, "score": "entropy"}).method.samples == 0
+
+
+def test_text_may_be_a_pair() -> None:
+    assert parsed(corpus={"path": "x", "text": ["a", "b"]}).corpus.text == ("a", "b")
+
+
+def test_the_test_set_is_not_read_from_the_training_split() -> None:
+    config = parsed(corpus={"path": "org/data", "test": {"path": "org/data"}})
+    assert config.corpus.test is not None
+    assert (config.corpus.split, config.corpus.test.split) == ("train", "test")
+
+
+def test_configuration_cannot_be_changed() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        parsed().training.epochs = 4  # type: ignore[misc]
+
+
+def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
+    # YAML 1.1 reads 5e-5 as a string
+    assert parsed("training.learning_rate=5e-5").training.learning_rate == 5e-5
+
+
+# -- what is refused: key and value, and a message with place, value and remedy --------------------------
+
+BAD = [
+    ("epochs=3", r"^epochs is not a known setting \(value 3\); check the spelling$"),
+    ("training.epoch=3", r"^training\.epoch is not a known setting \(value 3\); check the spelling$"),
+    ("teachers=[]", r"^teachers: .*at least 1 item.* got \[\]$"),
+    ("teachers=3", r"^teachers: .*valid list, got 3$"),
+    ("teachers.0=news", r"^teachers\.0 must be a mapping of settings, got 'news'$"),
+    ("teachers=[{name: a}]", r"^teachers\.0\.model is missing; add it$"),
+    ("teachers=[{name: a, model: x}, {name: a, model: y}]", r"names must differ, got 'a' more than once$"),
+    ("teachers.0.name=a b", r"^teachers\.0\.name: .*'a b' must be 1-64 letters, digits"),
+    ("teachers.0.name=../x", r"^teachers\.0\.name: .*'\.\./x' must be"),
+    ("teachers.0.name=yes", r"^teachers\.0: name must not be true or false, got True; .*quote a word$"),
+    ("teachers.0.model=' '", r"^teachers\.0\.model: is empty, got ' '; give a hub id"),
+    ("teachers.0.dtype=int8", r"^teachers\.0\.dtype: Input should be 'auto'.* got 'int8'$"),
+    ("teachers.0.device=tpu", r"^teachers\.0\.device: Input should be 'auto'.* got 'tpu'$"),
+    ("teachers.0.max_length=0", r"^teachers\.0\.max_length: .*greater than or equal to 1, got 0$"),
+    ("teachers.0.labels={LABEL_0: 3}", r"^teachers\.0\.labels\.LABEL_0: .*valid string, got 3$"),
+    ("teachers.0.labels={paper: 3}", r"^teachers\.0\.labels\.paper: .*valid string, got 3$"),
+    ("teachers.0.labels={0: neg}", r"^teachers\.0\.labels\.0: .*valid string, got 0$"),
+    ("teachers.0.resources={min_actors: 4, max_actors: 2}", r"max_actors \(2\) is below min_actors \(4\)$"),
+    ("teachers.0.resources.num_cpus=0", r"num_cpus: .*greater than 0, got 0$"),
+    ("teachers.0.resources.num_gpus=-1", r"num_gpus: .*greater than or equal to 0, got -1$"),
+    ("teachers.0.resources.num_gpus=1.5", r"num_gpus must be whole above 1, got 1\.5; use 1 or 2$"),
+    ("corpus={}", r"^corpus\.path is missing; add it$"),
+    ("corpus.path=[]", r"^corpus\.path: .*at least 1 item.* got \[\]$"),
+    ("corpus.path=''", r"^corpus\.path\.0: is empty, got ''; give files"),
+    ("corpus.format=xml", r"^corpus\.format: Input should be 'auto'.* got 'xml'$"),
+    ("corpus.text=[a, b, c]", r"^corpus\.text: .*at most 2 items.* got \['a', 'b', 'c'\]$"),
+    ("corpus.text=[a, a]", r"named and distinct, got \['a', 'a'\]; name one, or two for pairs$"),
+    ("corpus.text=''", r"named and distinct, got \[''\]; name one, or two for pairs$"),
+    ("corpus.shard_rows=0", r"^corpus\.shard_rows: .*greater than or equal to 1, got 0$"),
+    ("corpus.limit=0", r"^corpus\.limit: .*greater than or equal to 1, got 0$"),
+    ("corpus.test={path: t, labl: x}", r"^corpus\.test\.labl is not a known setting"),
+    ("student.model=''", r"^student\.model: is empty, got ''; give a hub id"),
+    ("output=' '", r"^output: is empty, got ' '; give the folder"),
+    ("method=muka", r"^method: .*'muka'.*'muki', 'paper', got"),
+    ("method=3", r"^method must be a mapping of settings, got 3$"),
+    ("method.samples=1", r"^method: score 'mc_entropy' needs samples >= 2, got 1; use score: entropy"),
+    ("method.samples=2000", r"^method\.samples: .*less than or equal to 1024, got 2000$"),
+    ("method.tau=0", r"^method\.tau: .*greater than 0, got 0$"),
+    ("method.tau=.nan", r"^method\.tau: .*finite number, got nan$"),
+    ("method.temperature=.inf", r"^method\.temperature: .*finite number, got inf$"),
+    ("method.score=energy", r"^method\.score: Input should be 'mc_entropy' or 'entropy', got 'energy'$"),
+    ("method.integration=mean", r"^method\.integration: Input should be 'hard' or 'soft', got 'mean'$"),
+    ("method.dropout.masks=all", r"^method\.dropout\.masks: .*'per_sample' or 'per_element', got 'all'$"),
+    ("method.dropout.rate=1", r"^method\.dropout\.rate: .*less than 1, got 1$"),
+    ("method.dropout.layers=0", r"^method\.dropout\.layers: must be 'all' or .*at least 1, got 0$"),
+    ("method.dropout.layers=last", r"^method\.dropout\.layers: must be 'all' or .*, got 'last'$"),
+    ("training.epochs=true", r"^training: epochs must not be true or false, got True; give a number"),
+    ("training.epochs=many", r"^training\.epochs: .*valid integer.* got 'many'$"),
+    ("training.num_workers=3", r"batch_size \(32\) must be a multiple of num_workers \(3\)$"),
+    ("training.learning_rate=0", r"^training\.learning_rate: .*greater than 0, got 0$"),
+    ("training.warmup=1", r"^training\.warmup: .*less than 1, got 1$"),
+    ("training.validation=0", r"^training\.validation: .*greater than 0, got 0$"),
+    ("training.schedule=step", r"^training\.schedule: Input should be 'linear'.* got 'step'$"),
+    ("training.num_gpus=2.5", r"num_gpus must be whole above 1, got 2\.5; use 2 or 3$"),
+    ("tracking.enabled=maybe", r"^tracking\.enabled: .*valid boolean.* got 'maybe'$"),
+]
+
+
+@pytest.mark.parametrize(("setting", "match"), BAD, ids=[setting for setting, _ in BAD])
+def test_bad_settings_are_refused_in_one_line(setting: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as refusal:
+        parsed(setting)
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "received"),
+    [(None, "nothing"), ([1], "list"), ("text", "str")],
+    ids=["empty", "list", "text"],
+)
+def test_a_configuration_is_a_mapping(content: Any, received: str) -> None:
+    with pytest.raises(ConfigError, match=f"must be a mapping with teachers.*; got {received}$"):
+        parse_config(content, ["training.epochs=1"])
+
+
+@pytest.mark.parametrize("key", MINIMAL)
+def test_each_required_part_is_named_when_missing(key: str) -> None:
+    content = {name: value for name, value in MINIMAL.items() if name != key}
+    with pytest.raises(ConfigError, match=f"^{key} is missing; add it$"):
+        parse_config(content)
+
+
+def test_further_problems_are_counted() -> None:
+    with pytest.raises(ConfigError, match=r"^teachers is missing; add it \(and 3 more problems\)$"):
+        parse_config({})
+    with pytest.raises(ConfigError, match=r"got 0 \(and 1 more problem\)$"):
+        parsed("training.epochs=0", "training.batch_size=0")
+
+
+def test_long_values_are_cut_in_messages() -> None:
+    with pytest.raises(ConfigError, match=r"\.\.\.\); check the spelling$") as refusal:
+        parsed(extra={"x": "y" * 10_000})
+    assert len(str(refusal.value)) < 200
+
+
+# -- overrides -------------------------------------------------------------------------------------------
+
+
+def test_overrides_reach_mappings_lists_and_absent_parts() -> None:
+    content = copy.deepcopy(FULL)
+    config = parse_config(
+        content,
+        [
+            "teachers.1.dtype=bfloat16",
+            "training.epochs=7",
+            "tracking.experiment=a=b",
+            "corpus.text=[q]",
+            "method.dropout.layers=all",
+            "teachers.1.resources.threads=2",
+        ],
+    )
+    assert [teacher.dtype for teacher in config.teachers] == ["auto", "bfloat16"]
+    assert config.training.epochs == 7
+    assert config.tracking.experiment == "a=b"
+    assert config.corpus.text == ("q",)
+    assert config.method.dropout.layers == "all"
+    assert config.teachers[1].resources.threads == 2
+    assert content == FULL, "the content given must not change"
+
+
+def test_the_last_override_wins() -> None:
+    assert parsed("training.epochs=1", "training.epochs=2").training.epochs == 2
+
+
+def test_method_can_be_overridden_as_a_word_and_then_in_part() -> None:
+    assert parsed("method=paper").method == PaperMethod()
+    config = parsed("method=paper", "method.samples=4", "method.dropout.seed=1")
+    assert isinstance(config.method, PaperMethod)
+    assert (config.method.samples, config.method.dropout.seed, config.method.weights) == (4, 1, "raw")
+    assert config.method.dropout.masks == "per_element"
+    assert parse_config({**MINIMAL, "method": "paper"}, ["method.samples=4"]).method.kind == "paper"
+    assert parsed("method.samples=4").method == MukiMethod(samples=4)
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("training.epochs", r"'training\.epochs' is not of the form dotted\.key=value; write it like"),
+        ("=3", r"'=3' is not of the form"),
+        ("training..epochs=3", r"'training\.\.epochs=3' is not of the form"),
+        ("training.epochs=[1", r"value of override 'training\.epochs=\[1' is not valid YAML"),
+        ("teachers.1.name=b", r"'1' is not an index into a list of 1; count from 0$"),
+        ("teachers.-1.name=b", r"'-1' is not an index"),
+        ("teachers.\u00b2.name=b", r"'\u00b2' is not an index"),
+        ("teachers.news.name=b", r"'news' is not an index"),
+        ("output.x=1", r"'x' lies inside a value that is not a mapping \('runs/one'\); set that value"),
+        ("student={model: a, model: b}", r"key 'model' is given twice"),
+    ],
+)
+def test_bad_overrides_are_refused_in_one_line(text: str, match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as refusal:
+        parsed(text)
+    assert "\n" not in str(refusal.value)
+
+
+# -- files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [MINIMAL, FULL, {**MINIMAL, "method": "paper"}], ids=["min", "full", "paper"]
+)
+def test_the_resolved_configuration_reads_back_as_itself(content: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(content)
+    path = tmp_path / "config.yaml"
+    path.write_text(to_yaml(config), encoding="utf-8")
+    again = load_config(str(path))
+    assert again == config
+    assert type(again.method) is type(config.method)
+    assert to_yaml(again) == to_yaml(config)
+
+
+def test_the_resolved_configuration_spells_out_every_default() -> None:
+    text = to_yaml(parsed())
+    for line in ("samples: 16", "masks: per_sample", "learning_rate: 5.0e-05", "shard_rows: 2048"):
+        assert line in text
+
+
+def test_a_file_is_read_with_overrides(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "teachers:\n- {name: a, model: m}\ncorpus: {path: x}\nstudent: {model: b}\noutput: o\n",
+        encoding="utf-8",
+    )
+    assert load_config(str(path), ["output=p"]).output == "p"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no configuration file at '.*none\.yaml'; give the path"):
+        load_config(str(tmp_path / "none.yaml"))
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read configuration"):
+        load_config(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"teachers: [\n  - a", r"is not valid YAML: .*line 2"),
+        (b"a: !!python/object/apply:os.getcwd []", r"is not valid YAML: .*could not determine a constructor"),
+        (b"output: a\noutput: b\n", r"is not valid YAML: .*'output' is given twice; keep one.*line 2"),
+        (b"teachers:\n- {name: a, name: b}\n", r"'name' is given twice"),
+        (b"output: \xff\xfe", r"cannot read configuration .*utf-8"),
+        (b"", r"got nothing$"),
+    ],
+    ids=["syntax", "object", "key twice", "nested key twice", "not UTF-8", "empty"],
+)
+def test_files_that_are_no_configuration(content: bytes, match: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError, match=match) as refusal:
+        load_config(str(path))
+    assert "\n" not in str(refusal.value)
+
+
+def test_yaml_anchors_and_merge_keys_still_work(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "teachers:\n- &t {name: a, model: m, dtype: float32}\n- {<<: *t, name: b}\n"
+        "corpus: {path: x}\nstudent: {model: b}\noutput: o\n",
+        encoding="utf-8",
+    )
+    assert [(t.name, t.dtype) for t in load_config(str(path)).teachers] == [
+        ("a", "float32"),
+        ("b", "float32"),
+    ]
