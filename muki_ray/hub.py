@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,10 @@ from muki_ray.errors import UserError
 from muki_ray.store import fingerprint
 
 # what a classifier needs; nothing else is downloaded, and never code
-_METADATA = ["*.json", "*.txt", "*.model", "*.jinja"]
+_METADATA = ["*.json", "*.txt", "*.model", "*.codes", "*.jinja"]
 _SAFE = ["*.safetensors"]
 _PICKLE = ["*.bin"]
-# training leftovers that many folders carry; they do not change what the model answers
+# training leftovers and papers that many folders carry; they do not change what the model answers
 _IRRELEVANT = {"trainer_state.json", "training_args.bin", "optimizer.pt", "scheduler.pt", "all_results.json",
                "eval_results.json", "train_results.json", "metrics.json", "manifest.json", "README.md"}  # fmt: skip
 
@@ -44,6 +45,8 @@ def fetch(location: str, revision: str | None, allow_pickle: bool, error: type[U
     Raises:
         UserError: of the kind given; nothing is there, or it cannot be fetched.
     """
+    if locations.scheme(location) == "file":
+        location = locations.open_location(location)[1]
     if locations.scheme(location):
         return _fetch_uri(location, error, what)
     path = Path(location).expanduser()
@@ -82,32 +85,52 @@ def _fetch_hub(
 
 
 def _fetch_uri(location: str, error: type[UserError], what: str) -> Path:
-    """Copy a remote folder once per machine; a finished copy is reused while its listing is the same."""
+    """Copy a remote folder once per machine; a finished copy is reused while its listing is the same.
+
+    Only the files that can matter are copied, and not what lies in folders below, such as checkpoints.
+    """
     from pyarrow import fs
 
+    shown = locations.redact(location)
     filesystem, root = locations.open_location(location)
     try:
-        infos = [
-            i
-            for i in filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-            if i.type == fs.FileType.File
+        files = [
+            info
+            for info in filesystem.get_file_info(fs.FileSelector(root))
+            if info.type == fs.FileType.File and _relevant(Path(info.path))
         ]
     except OSError as problem:
         raise error(
-            f"{what}: cannot list {locations.redact(location)!r} ({problem}); check the URI and the credentials"
+            f"{what}: cannot list {shown!r} ({problem}); check the URI and the credentials"
         ) from problem
-    if not infos:
-        raise error(f"{what}: no files below {locations.redact(location)!r}; give the model's folder")
-    listing = sorted((i.path, i.size, i.mtime_ns) for i in infos)
-    target = cache_folder() / "models" / fingerprint([locations.redact(location), listing])
-    if not target.is_dir():
-        temporary = target.with_name(f".{target.name}.{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        locations.copy_tree(location, str(temporary))
+    if not files:
+        raise error(f"{what}: no model files in {shown!r}; give the folder that save_pretrained wrote")
+    listing = sorted((info.base_name, info.size, info.mtime_ns) for info in files)
+    target = cache_folder() / "models" / fingerprint([shown, listing])
+    if target.is_dir():
+        return target
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        for info in files:
+            fs.copy_files(
+                info.path,
+                str(temporary / info.base_name),
+                source_filesystem=filesystem,
+                destination_filesystem=fs.LocalFileSystem(),
+            )
         try:
             temporary.rename(target)
-        except OSError:  # another process of this machine was faster
-            shutil.rmtree(temporary, ignore_errors=True)
+        except OSError:
+            if not target.is_dir():  # else another process of this machine was faster
+                raise
+    except OSError as problem:
+        raise error(
+            f"{what}: cannot copy {shown!r} to {str(target.parent)!r} ({problem}); "
+            "check the network, and that the folder (MUKI_RAY_CACHE) can be written"
+        ) from problem
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return target
 
 
@@ -129,7 +152,8 @@ def check_weights(folder: Path, allow_pickle: bool, error: type[UserError], what
             "convert them to safetensors, or set allow_pickle: true if you trust their source"
         )
     raise error(
-        f"{what}: no weights (*.safetensors) in {str(folder)!r}; give the folder that save_pretrained wrote"
+        f"{what}: no weights (*.safetensors) in {str(folder)!r}; give the folder that save_pretrained wrote, "
+        "or allow_pickle: true where there are only pickle weights"
     )
 
 
@@ -149,8 +173,13 @@ def tensor_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def content_hash(folder: Path) -> str:
-    """Digest of every file that can change what the model answers: weights, configuration, tokenizer."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and _relevant(p))
+    """Digest of every file that can change what the model answers: weights, configuration, tokenizer.
+
+    Label names do not, and pickle weights do not where there are safetensors: those are loaded.
+    """
+    safe, pickled = weight_files(folder)
+    unused = set(pickled) if safe else set()
+    files = sorted(p for p in folder.iterdir() if p.is_file() and _relevant(p) and p not in unused)
     return fingerprint(
         [(p.name, _file_hash(str(p), p.stat().st_size, p.stat().st_mtime_ns)) for p in files], 64
     )
@@ -165,12 +194,13 @@ def _relevant(path: Path) -> bool:
 @lru_cache(maxsize=4096)
 def _file_hash(path: str, size: int, mtime_ns: int) -> str:
     """Content digest; size and time are only the cache key within this process."""
-    if path.endswith("config.json") and not path.endswith("tokenizer_config.json"):
+    if Path(path).name == "config.json":
         return fingerprint(_stable_config(json.loads(Path(path).read_text(encoding="utf-8"))), 64)
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _stable_config(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json without the fields that say where and by which version it was written."""
-    return {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version")}
+    """A config.json without label names, and without what says where and by which version it was written."""
+    names = ("_name_or_path", "transformers_version", "id2label", "label2id")
+    return {k: v for k, v in config.items() if k not in names}

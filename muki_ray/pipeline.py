@@ -11,10 +11,11 @@ compute, write, pass on.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,13 +24,15 @@ from muki_ray.corpus import Corpus
 from muki_ray.errors import StoreError
 from muki_ray.labels import LabelSpace
 from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan
-from muki_ray.report.statistics import CorpusStatistics
 from muki_ray.runtime import Messenger, ray, user_error
+from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder, RunFolder, fingerprint, part_name
 from muki_ray.supervision import SUPERVISION_FORMAT, supervise
 from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, from_table, to_table
-from muki_ray.teachers.loading import TeacherSpec, load
-from muki_ray.teachers.scoring import Scorer, as_inputs, check_finite
+from muki_ray.teachers.spec import TeacherSpec
+
+if TYPE_CHECKING:
+    from muki_ray.teachers.scoring import Scorer
 
 # a shard may take long on a small machine; a graph that makes no progress for this long is stuck
 _STUCK_AFTER_S = 4 * 3600
@@ -94,7 +97,7 @@ class TeacherStage:
     """Ray Data actor: one teacher, its evidence store in front. Loads the model at the first shard it must score."""
 
     def __init__(self, task: ScoringTask, threads: int, messenger: Messenger) -> None:
-        import torch
+        import torch  # not at the top: the integration's processes load this module, and need no Torch
 
         torch.set_num_threads(threads)
         self.task, self.messenger = task, messenger
@@ -103,6 +106,9 @@ class TeacherStage:
     def _ready(self) -> Scorer:
         if self.scorer is None:
             import torch
+
+            from muki_ray.teachers.loading import load
+            from muki_ray.teachers.scoring import Scorer
 
             wanted = self.task.spec.device
             cuda = wanted == "cuda" or (
@@ -127,7 +133,8 @@ class TeacherStage:
         if folder.has(part_name(shard)):
             return 0
         table = self.task.corpora[corpus].read(shard)
-        texts, pairs = as_inputs(table)
+        texts = table["text"].to_pylist()
+        pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
         scorer = self._ready()
         evidence = scorer.score(
             texts,
@@ -135,7 +142,6 @@ class TeacherStage:
             shard=shard,
             progress=lambda rows: self.messenger.send("scored", (self.task.name, rows)),
         )
-        check_finite(evidence, self.task.name)
         folder.write_table(part_name(shard), to_table(table["row_id"].to_numpy(), evidence))
         return len(table)
 
@@ -254,6 +260,8 @@ def _graph(
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.issue_detectors_config.detectors = []  # they warn of slow shards, which here is their nature
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
         context.execution_no_progress_timeout_s = _STUCK_AFTER_S
     items = [{"corpus": corpus, "shard": shard} for corpus, shard in gaps]

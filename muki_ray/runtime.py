@@ -30,13 +30,27 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 from muki_ray.errors import ResourceError, UserError  # noqa: E402
 
+_log = logging.getLogger("muki_ray")
+
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Ray offers now. `may_grow`: it is not one that this process started, so an autoscaler may add nodes."""
+    """What Ray offers now.
+
+    Attributes:
+        resources: of all nodes together, by name (`CPU`, `GPU`).
+        may_grow: it is not one that this process started, so an autoscaler may add nodes.
+        nodes: resources of each node; what one actor asks for has to fit one of them.
+    """
 
     resources: dict[str, float]
     may_grow: bool
+    nodes: tuple[dict[str, float], ...] = ()
+
+
+def _cluster(may_grow: bool) -> Cluster:
+    nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
+    return Cluster(ray.cluster_resources(), may_grow, nodes)
 
 
 @contextmanager
@@ -50,7 +64,7 @@ def connected() -> Iterator[Cluster]:
         ResourceError: `RAY_ADDRESS` names a cluster that does not answer.
     """
     if ray.is_initialized():
-        yield Cluster(ray.cluster_resources(), may_grow=True)
+        yield _cluster(may_grow=True)
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
     options: dict[str, Any] = {
@@ -72,7 +86,7 @@ def connected() -> Iterator[Cluster]:
         ray.init(address="local", include_dashboard=False, **options)
         local = True
     try:
-        yield Cluster(ray.cluster_resources(), may_grow=not local)
+        yield _cluster(may_grow=not local)
     finally:
         ray.shutdown()
 
@@ -106,19 +120,27 @@ class Messenger:
 
 @contextmanager
 def listening(handle: Callable[[str, Any], None], every: float = 0.5) -> Iterator[Messenger]:
-    """A mailbox whose messages `handle(kind, content)` gets, on a thread of the driver, until the block ends."""
+    """A mailbox whose messages `handle(kind, content)` gets, on a thread of the driver, until the block ends.
+
+    Messages are for people's eyes: a handler that fails is logged and stops no work.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
     actor = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     stop = threading.Event()
 
     def drain() -> None:
         for kind, content in ray.get(actor.take.remote(), timeout=30):
-            handle(kind, content)
+            try:
+                handle(kind, content)
+            except Exception:
+                _log.exception("a message of kind %r could not be handled", kind)
 
     def listen() -> None:
         while not stop.wait(every):
             try:
                 drain()
+            except ray.exceptions.GetTimeoutError:  # the mailbox is slow today, not dead
+                continue
             except ray.exceptions.RayError:
                 return
 
@@ -137,17 +159,18 @@ def listening(handle: Callable[[str, Any], None], every: float = 0.5) -> Iterato
 def user_error(error: BaseException) -> UserError | None:
     """The user's error behind a failure that crossed process borders, if there is one."""
     seen: set[int] = set()
-    queue: list[BaseException | None] = [error]
+    queue: list[Any] = [error]
     while queue:
         current = queue.pop(0)
-        if current is None or id(current) in seen:
+        if not isinstance(current, BaseException) or id(current) in seen:
             continue
         seen.add(id(current))
-        if isinstance(current, UserError):
-            cause = getattr(
-                current, "cause", None
-            )  # Ray derives a class from ours; its message is a traceback
-            return cause if isinstance(cause, UserError) else current
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
-        queue += list(getattr(current, "worker_failures", {}).values())
+        cause = getattr(current, "cause", None)
+        # Ray derives a class from ours, whose message is a traceback; the original is its cause
+        if isinstance(current, UserError) and not isinstance(cause, UserError):
+            return current
+        queue += [cause, current.__cause__, current.__context__]
+        # a failed actor constructor keeps its error in `args`, Ray Train keeps them by worker or controller
+        queue += [*current.args, getattr(current, "controller_failure", None)]
+        queue += getattr(current, "worker_failures", {}).values()
     return None

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from muki_ray.config import MukiMethod
 from muki_ray.integration import integrate
 from muki_ray.labels import LabelSpace
-from muki_ray.report.statistics import CorpusStatistics
+from muki_ray.statistics import CorpusStatistics
 from muki_ray.teachers.evidence import EvidenceArrays
 from muki_ray.uncertainty import scores
 
@@ -93,5 +93,5 @@ def _margins(scores_NM: np.ndarray) -> np.ndarray:
 
 def _lists(values: np.ndarray) -> pa.Array:
     rows, width = values.shape
-    offsets = pa.array(np.arange(0, (rows + 1) * width, width, dtype=np.int32))
+    offsets = pa.array(np.arange(0, (rows + 1) * width, width), pa.int32())  # raises where it would overflow
     return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).reshape(-1)))

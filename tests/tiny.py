@@ -17,6 +17,7 @@ SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 SIZES: dict[str, dict[str, Any]] = {
     "bert": {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32},
     "roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
+    "xlm-roberta": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
     "mpnet": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32},
     "electra": {"hidden_size": 16, "embedding_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2,
                 "intermediate_size": 32},
@@ -28,6 +29,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "llama": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
               "intermediate_size": 32},
+    "qwen2": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
+              "intermediate_size": 32},
+    "modernbert": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
+                   "embedding_dropout": 0.1, "mlp_dropout": 0.1, "classifier_dropout": 0.1},
 }  # fmt: skip
 
 
@@ -48,12 +53,18 @@ def tokenizer(words: Sequence[str] = WORDS) -> PreTrainedTokenizerFast:
 
 def config(kind: str, labels: Sequence[str], **changes: Any) -> Any:
     """Configuration of a tiny model of that architecture."""
-    named = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    named = {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {n: i for i, n in enumerate(labels)},
+    }
     common = {"vocab_size": len(SPECIALS) + len(WORDS), "max_position_embeddings": 70, "pad_token_id": 0}
     return AutoConfig.for_model(kind, **{**common, **SIZES[kind], **named, **changes})
 
 
-def classifier(folder: Path, labels: Sequence[str], kind: str = "bert", seed: int = 0, **changes: Any) -> Path:
+def classifier(
+    folder: Path, labels: Sequence[str], kind: str = "bert", seed: int = 0, **changes: Any
+) -> Path:
     """A tiny classifier with random weights, saved with its tokenizer. Its head is scaled so that answers differ."""
     torch.manual_seed(seed)
     model = AutoModelForSequenceClassification.from_config(config(kind, labels, **changes))
@@ -78,4 +89,7 @@ def texts(rows: int, seed: int = 0) -> list[str]:
     """Texts of one to twelve known words."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 13, (rows,), generator=generator).tolist()
-    return [" ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist()) for n in lengths]
+    return [
+        " ".join(WORDS[i] for i in torch.randint(len(WORDS), (n,), generator=generator).tolist())
+        for n in lengths
+    ]

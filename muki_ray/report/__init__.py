@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from muki_ray.report import plots
 from muki_ray.report.page import Example, write_report
-from muki_ray.report.statistics import CorpusStatistics, owner_counts
 from muki_ray.report.table import result_rows, results_table
+from muki_ray.statistics import CorpusStatistics, owner_counts
 from muki_ray.uncertainty import Floats
 
 __all__ = ["CorpusStatistics", "Example", "draw", "results_table", "write_report"]

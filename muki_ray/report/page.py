@@ -16,8 +16,8 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from muki_ray.filesystem import redact
-from muki_ray.report.statistics import CorpusStatistics
 from muki_ray.report.table import HEADER, result_rows
+from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -1,7 +1,7 @@
 """The pictures of a report: small inputs (counts, metrics) in, PNG bytes out.
 
 Knows Matplotlib; knows no files, no Ray, no models. What was counted over a corpus arrives as histograms
-(`muki_ray.report.statistics`), so a picture costs the same for a hundred rows and for billions.
+(`muki_ray.statistics`), so a picture costs the same for a hundred rows and for billions.
 
 Shapes: M teachers, B bins over [0, 1], C union labels.
 """
@@ -20,8 +20,8 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from muki_ray.report import style
-from muki_ray.report.statistics import EDGES
 from muki_ray.report.table import ResultRow, result_rows
+from muki_ray.statistics import EDGES
 
 Counts = NDArray[np.int64]
 

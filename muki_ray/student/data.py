@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from muki_ray import filesystem as locations
 from muki_ray.errors import StudentError
 from muki_ray.store import Folder, part_name
 
@@ -26,6 +27,7 @@ _MOST_HELD_OUT = 10_000
 _BUFFER_ROWS = 65_536
 # batches sorted by length together: near-equal lengths, still random
 _SORTED_BATCHES = 64
+_MASK = 2**64 - 1  # any integer is a seed, negative ones too
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Split:
 def _hash(row_ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
     """splitmix64: uniform 64-bit values from ids."""
     with np.errstate(over="ignore"):
-        z = row_ids.astype(np.uint64) + np.uint64(seed * 2 + 1) * np.uint64(0x9E3779B97F4A7C15)
+        z = row_ids.astype(np.uint64) + np.uint64((seed * 2 + 1) & _MASK) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         return z ^ (z >> np.uint64(31))
@@ -71,7 +73,7 @@ def plan_split(folder: Folder, rows_per_part: list[int], fraction: float, seed: 
     total = sum(rows_per_part)
     if total < 2:
         raise StudentError(
-            f"the supervision has {total} row; training needs at least 2 (one is held out): give a larger corpus"
+            f"the supervision has too few rows ({total}); training needs at least 2, one of them held out: give a larger corpus"
         )
     fraction = min(fraction, _MOST_HELD_OUT / total)
     threshold = int(fraction * 2**64)
@@ -110,7 +112,7 @@ class Supervision:
 
     def train(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
         """This worker's slices of one epoch's global batches of `batch_size` rows (the last may be smaller)."""
-        rng = np.random.default_rng([seed, epoch])
+        rng = np.random.default_rng([seed & _MASK, epoch])
         waiting: list[pa.Table] = []
         rows = 0
         order = rng.permutation(len(self.rows_per_part))
@@ -121,7 +123,7 @@ class Supervision:
             last = position + 1 == len(order)
             if rows < _BUFFER_ROWS and not last:
                 continue
-            buffer = pa.concat_tables(waiting)
+            buffer = pa.concat_tables(waiting).combine_chunks()  # taking rows from chunks copies them all
             full = len(buffer) if last else len(buffer) - len(buffer) % batch_size
             shuffled = rng.permutation(len(buffer))
             for take in _like_lengths(buffer, shuffled[:full], batch_size, rng):
@@ -132,7 +134,7 @@ class Supervision:
     def held_out(self, batch_size: int) -> Iterator[Batch]:
         """This worker's share of the held-out rows."""
         tables = [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
-        table = pa.concat_tables(tables)
+        table = pa.concat_tables(tables).combine_chunks()
         order = np.argsort(_lengths(table), kind="stable")[::-1]
         for start in range(0, len(table), batch_size):
             yield self._slice(table, order[start : start + batch_size])
@@ -141,7 +143,8 @@ class Supervision:
         table = self.folder.read_table(part_name(shard))
         if len(table) != self.rows_per_part[shard]:
             raise StudentError(
-                f"{self.folder.path(part_name(shard))} has {len(table)} rows, its manifest says {self.rows_per_part[shard]}; delete its folder"
+                f"{locations.redact(self.folder.path(part_name(shard)))} has {len(table)} rows, its manifest says "
+                f"{self.rows_per_part[shard]}; delete its folder and run again"
             )
         mask = self.split.held_out(table["row_id"].to_numpy())
         return table.filter(pa.array(mask if held_out else ~mask))

@@ -15,13 +15,16 @@ from muki_ray.student.loop import STATE_FILE
 
 # written last: names the training that the folder came from, so that a second run need not train again
 MARKER = "muki_ray.json"
+# what a model folder consists of; a file of these kinds that an earlier student left would be loaded with this one
+_MODEL_FILES = (".safetensors", ".bin", ".json", ".txt", ".model", ".jinja")
 
 
 def exported(student: Folder) -> str | None:
     """Name of the training whose student lies there whole, if any."""
     if not student.has(MARKER):
         return None
-    name: Any = student.read_json(MARKER).get("training")
+    content: Any = student.read_json(MARKER)
+    name = content.get("training") if isinstance(content, dict) else None
     return name if isinstance(name, str) else None
 
 
@@ -34,15 +37,12 @@ def export(checkpoint: str, student: Folder) -> None:
     to_fs.create_dir(to_path, recursive=True)
     stale = student.names()
     for info in from_fs.get_file_info(fs.FileSelector(from_path)):
-        if (
-            info.type == fs.FileType.File
-            and info.base_name != STATE_FILE
-            and not info.base_name.startswith(".")
-        ):
+        left_behind = info.base_name in (STATE_FILE, MARKER) or info.base_name.startswith(".")
+        if info.type == fs.FileType.File and not left_behind:
             target = f"{to_path}/{info.base_name}"
             fs.copy_files(info.path, target, source_filesystem=from_fs, destination_filesystem=to_fs)
             stale.discard(info.base_name)
-    student.remove(name for name in stale if name.endswith((".safetensors", ".json", ".txt", ".model")))
+    student.remove(name for name in stale if name.endswith(_MODEL_FILES))
 
 
 def finish(student: Folder, training: str, card: str, config: str, facts: dict[str, Any]) -> None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import torch
 
@@ -23,9 +23,13 @@ from muki_ray.errors import StudentError
 from muki_ray.student.data import Batch, Supervision
 from muki_ray.student.losses import kl_rows, weighted_kl
 from muki_ray.student.model import StudentSpec, build_student
+from muki_ray.teachers.loading import resolve_dtype
 
 STATE_FILE = "training_state.pt"
 _PREFETCH = 4
+
+# padded inputs, targets `[B, C]` and weights `[B]` of one forward
+MicroBatch: TypeAlias = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
 
 
 class World(Protocol):
@@ -42,7 +46,10 @@ class World(Protocol):
         """Sum over all workers."""
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
-        """Hand over an epoch's metrics and its checkpoint; `save` writes it, on rank 0."""
+        """Hand over an epoch's metrics and its checkpoint; `save` writes it, on rank 0.
+
+        `finished` is 1 in the last epoch's metrics, be it the last wanted or the early stop.
+        """
 
     def resume(self) -> Path | None:
         """Folder of the latest checkpoint, if there is one."""
@@ -63,30 +70,48 @@ class TrainingJob:
 
 
 def run(job: TrainingJob, world: World) -> None:
-    """Train to the end, or to the early stop, from the latest checkpoint if there is one."""
+    """Train to the end, or to the early stop, from the latest checkpoint if there is one.
+
+    Raises:
+        StudentError: the training diverged, or the base model or the supervision is not what it was.
+    """
     settings = job.training
     torch.set_num_threads(job.threads)
-    data = job.supervision
+    data = replace(job.supervision, rank=world.rank, world=world.size)
     model, tokenizer = build_student(job.student, list(job.labels), settings.seed, settings.dropout)
     model.to(world.device)
     steps = data.steps(settings.batch_size)
     trainer = _Trainer(model, tokenizer, job, world, total_steps=steps * settings.epochs)
     start, best, bad = trainer.restore()
+    # read once: the held-out rows are few, the parts that they lie in are not
+    held_out_batches = list(data.held_out(settings.batch_size * 2))
     for epoch in range(start, settings.epochs):
-        if settings.patience is not None and bad >= settings.patience:
+        if _patience_ended(settings, bad):
             break
         torch.manual_seed(settings.seed + 1000 * (epoch + 1) + world.rank)  # dropout; the same after a resume
         loss = trainer.epoch(data.train(epoch, settings.batch_size, settings.seed), steps, epoch)
-        held_out = trainer.held_out_kl(data.held_out(settings.batch_size * 2))
+        held_out = trainer.held_out_kl(held_out_batches)
         if not math.isfinite(held_out):
             raise StudentError(
-                f"training diverged in epoch {epoch + 1} (held-out KL {held_out}); lower training.learning_rate ({settings.learning_rate:g})"
+                f"training diverged in epoch {epoch + 1} (held-out KL {held_out}); "
+                f"lower training.learning_rate ({settings.learning_rate:g})"
             )
         improved = held_out < best
         best, bad = (held_out, 0) if improved else (best, bad + 1)
+        finished = epoch + 1 == settings.epochs or _patience_ended(settings, bad)
         state = {"epoch": epoch + 1, "best": best, "bad": bad}
-        metrics = {"epoch": epoch + 1, "train_kl": loss, "held_out_kl": held_out, "step": steps * (epoch + 1)}
+        metrics = {
+            "epoch": epoch + 1,
+            "train_kl": loss,
+            "held_out_kl": held_out,
+            "step": steps * (epoch + 1),
+            "finished": float(finished),
+        }
         world.report(metrics, lambda folder, state=state: trainer.save(folder, state))  # type: ignore[misc]
+
+
+def _patience_ended(settings: TrainingConfig, bad: int) -> bool:
+    return settings.patience is not None and bad >= settings.patience
 
 
 class _Trainer:
@@ -127,20 +152,18 @@ class _Trainer:
         """One pass; returns the mean weighted KL of the training rows."""
         self.model.train()
         total = torch.zeros(2, dtype=torch.float64)
-        for number, (batch, micro) in enumerate(self._prefetched(batches)):
-            total += torch.tensor(
-                [self._step(batch, micro), sum(len(inputs["input_ids"]) for inputs, *_ in micro)]
-            )
-            if self.world.rank == 0:
-                mean = float(total[0] / total[1].clamp(min=1))
-                metrics = {"train_kl": mean, "learning_rate": float(self.schedule.get_last_lr()[0])}
-                self.world.progress(epoch * steps + number + 1, self.total_steps, metrics)
+        with closing(self._prefetched(batches)) as stream:
+            for number, (batch, micro) in enumerate(stream):
+                rate = float(self.schedule.get_last_lr()[0])
+                # this worker's share of the rows, so that all shares add up to the rows of the global batch
+                total += torch.tensor([self._step(batch, micro), batch.rows / self.world.size])
+                if self.world.rank == 0:
+                    metrics = {"train_kl": float(total[0] / total[1]), "learning_rate": rate}
+                    self.world.progress(epoch * steps + number + 1, self.total_steps, metrics)
         total = self.world.total(total.to(torch.float32).to(self.world.device)).cpu()
         return float(total[0] / total[1].clamp(min=1))
 
-    def _step(
-        self, batch: Batch, micro: list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]
-    ) -> float:
+    def _step(self, batch: Batch, micro: list[MicroBatch]) -> float:
         """One optimizer step over the micro-batches; returns this worker's summed loss."""
         done = 0.0
         for i, (inputs, targets, weights) in enumerate(micro):
@@ -164,8 +187,8 @@ class _Trainer:
         """Weighted mean KL over the held-out rows of all workers."""
         self.model.eval()
         total = torch.zeros(2, device=self.world.device)
-        with torch.inference_mode():
-            for _batch, micro in self._prefetched(batches):
+        with torch.inference_mode(), closing(self._prefetched(batches)) as stream:
+            for _batch, micro in stream:
                 for inputs, targets, weights in micro:
                     with self.autocast():
                         logits = self.plain(**{k: v.to(self.world.device) for k, v in inputs.items()}).logits
@@ -176,7 +199,7 @@ class _Trainer:
         total = self.world.total(total)
         return float(total[0] / total[1].clamp(min=1e-12))
 
-    def _prefetched(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, list[Any]]]:
+    def _prefetched(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, list[MicroBatch]]]:
         """Read and tokenize on a thread, off the critical path."""
         waiting: queue.Queue[Any] = queue.Queue(_PREFETCH)
         stop = threading.Event()
@@ -210,7 +233,7 @@ class _Trainer:
             stop.set()
             thread.join()
 
-    def _tokenized(self, batch: Batch) -> list[tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]]:
+    def _tokenized(self, batch: Batch) -> list[MicroBatch]:
         """Micro-batches of padded inputs, targets and weights."""
         size = self.settings.micro_batch_size or len(batch.texts)
         result = []
@@ -231,7 +254,7 @@ class _Trainer:
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:
         """A checkpoint: a Hugging Face folder, and what resuming needs."""
-        self.plain.save_pretrained(folder, max_shard_size="1TB")  # one file: what `restore` reads
+        self.plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         torch.save({**state, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
                     "scaler": self.scaler.state_dict()}, folder / STATE_FILE)  # fmt: skip
@@ -241,9 +264,9 @@ class _Trainer:
         folder = self.world.resume()
         if folder is None:
             return 0, math.inf, 0
-        from safetensors.torch import load_model
-
-        load_model(self.plain, folder / "model.safetensors", device=str(self.world.device))
+        # read the way it was written: some architectures name their tensors differently in files
+        saved = type(self.plain).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+        self.plain.load_state_dict(saved.state_dict())
         state = torch.load(folder / STATE_FILE, map_location=self.world.device, weights_only=True)
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
@@ -253,8 +276,6 @@ class _Trainer:
 
 def _precision(wanted: str, kind: str) -> torch.dtype:
     """Type of the autocast; `auto` is bfloat16 where the hardware multiplies it fast."""
-    from muki_ray.teachers.loading import resolve_dtype
-
     resolved: torch.dtype = getattr(torch, resolve_dtype(wanted, kind == "cuda"))  # type: ignore[arg-type]
     if resolved == torch.float16 and kind == "cpu":
         raise StudentError("training.precision: float16 needs a GPU; use bfloat16 or float32")

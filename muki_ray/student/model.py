@@ -5,6 +5,8 @@ Knows Transformers and Torch; knows no supervision, no Ray.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,8 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from muki_ray import hub
 from muki_ray.config import StudentConfig
 from muki_ray.errors import StudentError, TeacherError
-from muki_ray.teachers.loading import MAX_LENGTH, load_tokenizer, quiet
+from muki_ray.teachers.checks import check_no_code, line, set_padding, skeleton, usable_length
+from muki_ray.teachers.loading import load_tokenizer, quiet
 
 _WHAT = "student"
 
@@ -36,21 +39,17 @@ def inspect_student(config: StudentConfig, default_max_length: int) -> StudentSp
     """Check the base model before anything is scored.
 
     Raises:
-        StudentError: not found, no weights, no tokenizer, no classifier form, or max_length beyond its positions.
+        StudentError: not found, no weights, no tokenizer, no padding, no classifier form, code of its own, or a
+            max_length that its positions do not allow.
     """
     folder = hub.fetch(config.model, config.revision, config.allow_pickle, StudentError, _WHAT)
     if not (folder / "config.json").is_file():
         raise StudentError(f"student: no config.json in {str(folder)!r}; give the folder of a base model")
     hub.check_weights(folder, config.allow_pickle, StudentError, _WHAT)
     base, tokenizer = _read(folder)
-    if type(base) not in AutoModelForSequenceClassification._model_mapping:
-        raise StudentError(
-            f"student: {base.model_type!r} models have no sequence classifier in Transformers; choose another base model"
-        )
-    limit = min(tokenizer.model_max_length, getattr(base, "max_position_embeddings", None) or 10**9)
-    if config.max_length is not None and config.max_length > limit:
-        raise StudentError(f"student takes at most {limit} tokens, got max_length: {config.max_length}")
-    max_length = config.max_length or min(default_max_length, limit, MAX_LENGTH)
+    with _as_student_error():
+        usable = usable_length(config.max_length, tokenizer, skeleton(base, _WHAT), _WHAT)
+    max_length = config.max_length or min(default_max_length, usable)
     location = str(folder) if Path(config.model).expanduser().is_dir() else config.model
     return StudentSpec(location, config.revision, config.allow_pickle, max_length, hub.content_hash(folder))
 
@@ -59,9 +58,21 @@ def build_student(spec: StudentSpec, labels: list[str], seed: int, dropout: floa
     """Model in float32 with a fresh head over `labels`, and its tokenizer.
 
     The head is drawn from `seed`: the same on every worker.
+
+    Args:
+        dropout: rate of every dropout while training; None keeps the base's. The saved configuration keeps the
+            base's rates in any case.
+
+    Raises:
+        StudentError: it cannot be loaded, its encoder has no weights, or it is not what was inspected.
     """
     quiet()
     folder = hub.fetch(spec.location, spec.revision, spec.allow_pickle, StudentError, _WHAT)
+    if hub.content_hash(folder) != spec.content:
+        raise StudentError(
+            "student: the base model on this machine differs from the one the driver saw; "
+            "pin a revision or give every node the same folder"
+        )
     base, tokenizer = _read(folder)
     base.num_labels = len(labels)
     base.id2label = dict(enumerate(labels))
@@ -69,35 +80,61 @@ def build_student(spec: StudentSpec, labels: list[str], seed: int, dropout: floa
     base.problem_type = "single_label_classification"
     torch.manual_seed(seed)
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
+        model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=base, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False,
-            use_safetensors=None if spec.allow_pickle else True, weights_only=True,
+            use_safetensors=None if spec.allow_pickle else True, weights_only=True, output_loading_info=True,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise StudentError(
-            f"student: cannot load {str(folder)!r}: {str(problem).splitlines()[0]}"
-        ) from problem
+    except Exception as problem:  # whatever files from outside make the library raise
+        raise StudentError(f"student: cannot load {str(folder)!r}: {line(problem)}") from problem
+    _check_encoder(model, info)
     _fresh_head(model, len(labels), seed)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
     if dropout is not None:
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = dropout
+        _set_dropout(model, dropout)
     return model, tokenizer
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+@contextmanager
+def _as_student_error() -> Iterator[None]:
+    """The checks are shared with the teachers; who fails them is named by the kind of error."""
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False), load_tokenizer(folder, _WHAT)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
-        raise StudentError(
-            f"student: cannot read {str(folder)!r}: {str(problem).splitlines()[0]}"
-        ) from problem
+        yield
     except TeacherError as problem:
         raise StudentError(str(problem)) from problem
+
+
+def _read(folder: Path) -> tuple[Any, Any]:
+    """Configuration and tokenizer, agreed on a padding token: decoders often come without one."""
+    with _as_student_error():
+        check_no_code(folder, _WHAT)
+        try:
+            base = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except Exception as problem:  # whatever files from outside make the library raise
+            raise StudentError(f"student: cannot read {str(folder)!r}: {line(problem)}") from problem
+        tokenizer = load_tokenizer(folder, _WHAT)
+        _check_vocabulary(tokenizer, folder)
+        set_padding(tokenizer, base, _WHAT)
+    return base, tokenizer
+
+
+def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Without any file Transformers may build a tokenizer of its own that knows no word."""
+    files = set(tokenizer.vocab_files_names.values())
+    if files and not any((folder / name).is_file() for name in files):
+        raise StudentError(
+            f"student: no tokenizer in {str(folder)!r} (none of {', '.join(sorted(files))}); save it beside the model"
+        )
+
+
+def _check_encoder(model: Any, info: dict[str, Any]) -> None:
+    """Only the head may start from chance, and a pooler below it, which many base models were saved without."""
+    prefix = model.base_model_prefix + "."
+    absent = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    drawn = sorted(key for key in absent if key.startswith(prefix) and "pooler" not in key)
+    if drawn:
+        raise StudentError(
+            f"student: {len(drawn)} tensors of its encoder are not in the weights (such as {drawn[0]}) and would "
+            "start from chance; give a folder whose weights fit its config.json"
+        )
 
 
 def _fresh_head(model: Any, labels: int, seed: int) -> None:
@@ -118,3 +155,13 @@ def _fresh_head(model: Any, labels: int, seed: int) -> None:
         head.weight.normal_(0.0, getattr(model.config, "initializer_range", 0.02), generator=generator)
         if head.bias is not None:
             head.bias.zero_()
+
+
+def _set_dropout(model: Any, rate: float) -> None:
+    """Every dropout, also those that attention layers keep as a plain number."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+        for name, value in vars(module).items():
+            if isinstance(value, float) and "dropout" in name:
+                setattr(module, name, rate)

@@ -16,6 +16,7 @@ class Solo:
     """A `World` of one worker: keeps the best checkpoint in `folder`; never resumes.
 
     Attributes:
+        folder: its own; what lies there is replaced.
         on_progress: called with steps done, steps in all and metrics.
     """
 
@@ -40,9 +41,12 @@ class Solo:
         """Keep the checkpoint if its held-out KL is the best so far."""
         if metrics["held_out_kl"] < self.best:
             self.best = metrics["held_out_kl"]
+            fresh = self.folder.with_name(f".{self.folder.name}.new")
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+            save(fresh)
             shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            save(self.folder)
+            fresh.rename(self.folder)
 
     def resume(self) -> Path | None:
         """Always from the start."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,21 +18,24 @@ import torch
 
 from muki_ray import filesystem as locations
 from muki_ray.config import TrainingConfig
-from muki_ray.errors import ResourceError, StudentError
+from muki_ray.errors import ResourceError
+from muki_ray.planning import equal_share
 from muki_ray.runtime import Messenger, user_error
 from muki_ray.store import fingerprint
 from muki_ray.student.loop import TrainingJob, run
 
 # part of the run's name: raise it when training changes
 TRAINING_FORMAT = 1
+# more threads than this one worker's matrices do not use
+_MOST_CPUS = 16
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Where the best checkpoint lies, and the metrics of every epoch."""
+    """Where the best checkpoint lies, and the metrics of its epoch."""
 
     checkpoint: str
-    epochs: list[dict[str, float]]
+    metrics: dict[str, float]
 
 
 class RayWorld:
@@ -46,7 +49,7 @@ class RayWorld:
         self.train, self.torch_train, self.messenger = ray.train, ray.train.torch, messenger
         self.rank, self.size = context.get_world_rank(), context.get_world_size()
         self.device = self.torch_train.get_device()
-        self.resumed: Any = None
+        self.open = ExitStack()
 
     def wrap(self, model: Any) -> Any:
         """DistributedDataParallel where there are others."""
@@ -69,12 +72,13 @@ class RayWorld:
             self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
 
     def resume(self) -> Path | None:
-        """The latest checkpoint, copied to this machine for the length of the training."""
+        """The latest checkpoint, which need not be the best; on this machine until `close`."""
         checkpoint = self.train.get_checkpoint()
-        if checkpoint is None:
-            return None
-        self.resumed = checkpoint.as_directory()
-        return Path(self.resumed.__enter__())
+        return None if checkpoint is None else Path(self.open.enter_context(checkpoint.as_directory()))
+
+    def close(self) -> None:
+        """Remove the local copy of a remote checkpoint."""
+        self.open.close()
 
     def progress(self, done: int, total: int, metrics: dict[str, float]) -> None:
         """Tell the driver."""
@@ -96,11 +100,20 @@ def training_name(job: TrainingJob, supervision: str) -> str:
     return "student-" + fingerprint([*content, job.supervision.weight_scale])
 
 
-def worker_cpus(training: TrainingConfig, cluster: Mapping[str, float]) -> tuple[float, float]:
-    """CPUs and GPUs of one worker: as configured, else an equal share of what the cluster has."""
+def worker_cpus(
+    training: TrainingConfig, cluster: Mapping[str, float], nodes: Sequence[Mapping[str, float]] = ()
+) -> tuple[float, float]:
+    """CPUs and GPUs of one worker: as configured, else an equal share of what the cluster has.
+
+    Args:
+        cluster: resources by name (`CPU`, `GPU`).
+        nodes: the same, node by node: a worker has to fit one. Without, the cluster counts as one node.
+    """
     gpus = training.num_gpus if training.num_gpus is not None else min(1.0, cluster.get("GPU", 0.0))
-    share = int(cluster.get("CPU", 1.0)) // training.num_workers
-    cpus = training.num_cpus or float(max(1, min(share, 16)))
+    cpus = training.num_cpus
+    if cpus is None:
+        share = equal_share(nodes or [cluster], training.num_workers, _MOST_CPUS, gpus)
+        cpus = float(max(1, int(share)))
     return cpus, gpus
 
 
@@ -111,54 +124,47 @@ def train_student(
     cluster: Mapping[str, float],
     may_grow: bool,
     messenger: Messenger,
+    nodes: Sequence[Mapping[str, float]] = (),
 ) -> Trained:
-    """Train, or go on where an earlier run of the same name stopped.
+    """Train, or go on where an earlier run of the same name stopped; one that had finished is only looked up.
 
     Args:
         storage: folder or URI, shared by all nodes.
+        cluster, nodes: see `worker_cpus`.
 
     Raises:
         ResourceError: the workers do not fit a cluster that cannot grow.
-        StudentError: training failed for good, with the reason of the last failure.
+        UserError: what a worker raised, after its first try: more of them would not mend it.
     """
-    import ray.train
     from ray.train.torch import TorchTrainer
 
+    finished = _finished(storage, name)
+    if finished is not None:
+        return finished
     training = job.training
-    cpus, gpus = worker_cpus(training, cluster)
+    cpus, gpus = worker_cpus(training, cluster, nodes)
     need_cpus, need_gpus = cpus * training.num_workers, gpus * training.num_workers
     if not may_grow and (need_cpus > cluster.get("CPU", 0) or need_gpus > cluster.get("GPU", 0)):
         raise ResourceError(
-            f"training asks for {need_cpus:g} CPUs and {need_gpus:g} GPUs ({training.num_workers} workers), this machine offers "
-            f"{cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}; lower training.num_workers, num_cpus or num_gpus"
+            f"training asks for {need_cpus:g} CPUs and {need_gpus:g} GPUs ({training.num_workers} workers), "
+            f"this machine offers {cluster.get('CPU', 0):g} and {cluster.get('GPU', 0):g}; "
+            "lower training.num_workers, num_cpus or num_gpus"
         )
 
     def work(config: dict[str, Any]) -> None:
-        run(config["job"], RayWorld(config["messenger"]))
+        world = RayWorld(config["messenger"])
+        try:
+            run(config["job"], world)
+        finally:
+            world.close()
 
-    scaling = ray.train.ScalingConfig(
-        num_workers=training.num_workers,
-        use_gpu=gpus > 0,
-        resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
-        accelerator_type=training.accelerator_type,
-    )
-    filesystem, path = locations.open_location(storage)
-    config = ray.train.RunConfig(
-        name=name,
-        storage_path=path,
-        storage_filesystem=filesystem,
-        failure_config=ray.train.FailureConfig(max_failures=training.max_failures),
-        checkpoint_config=ray.train.CheckpointConfig(
-            num_to_keep=1, checkpoint_score_attribute="held_out_kl", checkpoint_score_order="min"
-        ),
-    )
     for noisy in ("ray.train", "ray.data"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     trainer = TorchTrainer(
         work,
         train_loop_config={"job": job, "messenger": messenger},
-        scaling_config=scaling,
-        run_config=config,
+        scaling_config=_scaling(training, cpus, gpus),
+        run_config=_run_config(training, name, storage),
     )
     try:
         result = trainer.fit()
@@ -167,25 +173,64 @@ def train_student(
         if known is not None:
             raise known from None
         raise
-    if result.error is not None:
-        known = user_error(result.error)
-        raise known or StudentError(
-            f"training failed: {str(result.error).strip().splitlines()[-1]}"
-        ) from result.error
-    best = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_kl"])
-    return Trained(_location(best[0], storage), [m for _, m in result.best_checkpoints])
+    return _best(result, storage)
+
+
+def _scaling(training: TrainingConfig, cpus: float, gpus: float) -> Any:
+    from ray.train import ScalingConfig
+
+    return ScalingConfig(
+        num_workers=training.num_workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": cpus, **({"GPU": gpus} if gpus else {})},
+        accelerator_type=training.accelerator_type,
+    )
+
+
+def _run_config(training: TrainingConfig, name: str, storage: str) -> Any:
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, UserCallback
+
+    class _GiveUp(UserCallback):
+        """Ray Train tries again after any failure; an error that only the user can mend ends the run."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for error in worker_exceptions.values():
+                known = user_error(error)
+                if known is not None:
+                    raise known
+
+    filesystem, path = locations.open_location(storage)
+    return RunConfig(
+        name=name,
+        storage_path=path,
+        storage_filesystem=filesystem,
+        failure_config=FailureConfig(max_failures=training.max_failures),
+        # Ray keeps the latest beside the best one, whatever its score: a resumed run goes on from there
+        checkpoint_config=CheckpointConfig(
+            num_to_keep=1, checkpoint_score_attribute="held_out_kl", checkpoint_score_order="min"
+        ),
+        callbacks=[_GiveUp()],
+    )
+
+
+def _finished(storage: str, name: str) -> Trained | None:
+    """What a run of that name left, if it came to its end."""
+    from ray.train import Result
+
+    filesystem, path = locations.open_location(locations.join(storage, name))
+    try:
+        result = Result.from_path(path, storage_filesystem=filesystem)
+    except RuntimeError:  # there is no such run
+        return None
+    return _best(result, storage) if (result.metrics or {}).get("finished") else None
+
+
+def _best(result: Any, storage: str) -> Trained:
+    checkpoint, metrics = min(result.best_checkpoints, key=lambda pair: pair[1]["held_out_kl"])
+    return Trained(_location(checkpoint, storage), metrics)
 
 
 def _location(checkpoint: Any, storage: str) -> str:
-    """Path or URI of a Ray checkpoint, with the scheme that Ray dropped."""
-    scheme = locations.scheme(storage)
-    path = str(checkpoint.path)
-    return f"{scheme}://{path}" if scheme and not locations.scheme(path) else path
-
-
-def clean_state(folder: str, names: list[str]) -> None:
-    """Remove training state from an exported checkpoint."""
-    filesystem, path = locations.open_location(folder)
-    for name in names:
-        with suppress(FileNotFoundError):
-            filesystem.delete_file(f"{path}/{name}")
+    """Path or URI of a Ray checkpoint, which Ray knows only as a path in its filesystem."""
+    _, root = locations.open_location(storage)
+    return locations.join(storage, Path(str(checkpoint.path)).relative_to(root).as_posix())

@@ -7,7 +7,7 @@ Shapes: N rows, K samples, C_m labels of teacher m.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pyarrow as pa
@@ -44,10 +44,11 @@ class EvidenceArrays:
 
     def finite(self) -> NDArray[np.bool_]:
         """Rows of which every number is finite, `[N]`."""
-        good = np.isfinite(self.logits).all(axis=1)
-        if self.mc_probs is not None:
-            good = good & np.isfinite(self.mc_probs).all(axis=1)
-        return np.asarray(good)
+        good = np.ones(len(self.logits), dtype=np.bool_)
+        for part in (getattr(self, field.name) for field in fields(self)):
+            if part is not None:
+                good &= np.isfinite(part).all(axis=tuple(range(1, part.ndim)))
+        return good
 
     def take(self, rows: NDArray[np.bool_]) -> TeacherEvidence:
         """What the scores need of the rows chosen."""

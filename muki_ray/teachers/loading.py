@@ -6,9 +6,11 @@ give wrong evidence. `load` runs where the evidence is computed. Knows Transform
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
+from inspect import signature
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -18,45 +20,19 @@ from muki_ray import filesystem as locations
 from muki_ray import hub
 from muki_ray.config import Dtype, TeacherConfig
 from muki_ray.errors import TeacherError
-from muki_ray.labels import TeacherLabels, teacher_labels
+from muki_ray.labels import teacher_labels
 from muki_ray.store import fingerprint
-from muki_ray.teachers.adapters import Adapter, apply_adapter, fetch_adapter
-
-# the papers cut at 128; longer texts cost quadratically, and most classifiers were trained on no more
-MAX_LENGTH = 512
-
-
-@dataclass(frozen=True)
-class TeacherSpec:
-    """A teacher, inspected: everything needed to load it elsewhere, and to know whether it changed.
-
-    Attributes:
-        location: folder, URI or hub id; `revision` pins a hub id.
-        labels: names in the union, in the order of the logits.
-        max_length: tokens kept of a text.
-        content: digest of weights, configuration and tokenizer.
-        dtype: what the weights are run in; `auto` until `resolved`.
-    """
-
-    name: str
-    location: str
-    revision: str | None
-    adapter: str | None
-    allow_pickle: bool
-    device: Literal["auto", "cpu", "cuda"]
-    labels: TeacherLabels
-    max_length: int
-    content: str
-    dtype: Dtype
-
-    @property
-    def fingerprint(self) -> str:
-        """Digest of everything that changes the teacher's answers. Label names do not: evidence is by position."""
-        return fingerprint([self.content, self.max_length, self.dtype])
-
-    def resolved(self, on_gpu: bool) -> TeacherSpec:
-        """The same teacher with its dtype decided."""
-        return replace(self, dtype=resolve_dtype(self.dtype, on_gpu))
+from muki_ray.teachers.adapters import Adapter, apply_adapter, fetch_adapter, shape_head
+from muki_ray.teachers.checks import (
+    check_head,
+    check_kind,
+    check_no_code,
+    line,
+    set_padding,
+    skeleton,
+    usable_length,
+)
+from muki_ray.teachers.spec import TeacherSpec, resolve_dtype
 
 
 @dataclass(frozen=True)
@@ -69,33 +45,20 @@ class LoadedClassifier:
     max_length: int
     num_labels: int
 
-    @property
+    @cached_property
     def input_names(self) -> set[str]:
-        """Tokenizer outputs that the model takes."""
-        return set(self.tokenizer.model_input_names)
-
-
-def resolve_dtype(wanted: Dtype, on_gpu: bool) -> Literal["float32", "bfloat16", "float16"]:
-    """What `auto` means: bfloat16 where the hardware multiplies it fast, else float32.
-
-    Decided once in the driver, so that every actor of a run computes in the same type.
-    """
-    if wanted != "auto":
-        return wanted
-    if on_gpu:
-        return (
-            "bfloat16" if not torch.cuda.is_available() or torch.cuda.is_bf16_supported(False) else "float32"
-        )
-    fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if fast else "float32"
+        """Tokenizer outputs that the model takes. The attention mask always, for rows are padded."""
+        taken = signature(self.model.forward).parameters
+        return {*self.tokenizer.model_input_names, "attention_mask"} & set(taken)
 
 
 def inspect(config: TeacherConfig) -> TeacherSpec:
     """Everything about a teacher that can be known without its weights in memory.
 
     Raises:
-        TeacherError: it cannot be found; weights are missing or pickled; it is no single-label classifier;
-            its head was never trained; its tokenizer is missing; max_length is more than it can take.
+        TeacherError: it cannot be found; weights are missing or pickled; it needs code of its own; it is no
+            single-label classifier; its head was never trained; its tokenizer is missing or cannot pad;
+            max_length is more than it can take.
         LabelError: its labels cannot be joined by name.
     """
     what = f"teacher {config.name!r}"
@@ -109,22 +72,24 @@ def inspect(config: TeacherConfig) -> TeacherSpec:
     adapter = None
     if config.adapter is not None:
         adapter = fetch_adapter(config.adapter, config.allow_pickle, config.name)
-        model_config.num_labels = adapter.num_labels
-    _check_kind(model_config, what)
-    if adapter is None:
-        _check_head(folder, model_config, what)
+        shape_head(model_config, adapter)
+    check_kind(model_config, what)
+    empty = skeleton(model_config, what)
+    shapes = _shapes(folder, what)
+    if adapter is None and shapes:  # pickle weights, allowed by the user, are checked when they are loaded
+        check_head(empty, shapes, what)
     labels = teacher_labels(config.name, dict(model_config.id2label), config.labels, config.merge_labels)
     tokenizer = load_tokenizer(folder, what)
-    max_length = _max_length(config.max_length, tokenizer, model_config, what)
+    set_padding(tokenizer, model_config, what)
     return TeacherSpec(
         name=config.name,
         location=_pinned_location(config.model, folder),
         revision=config.revision,
-        adapter=config.adapter,
+        adapter=_pinned_location(config.adapter, adapter.folder) if config.adapter and adapter else None,
         allow_pickle=config.allow_pickle,
         device=config.device,
         labels=labels,
-        max_length=max_length,
+        max_length=usable_length(config.max_length, tokenizer, empty, what),
         content=_content(folder, adapter),
         dtype=config.dtype,
     )
@@ -165,36 +130,40 @@ def load_classifier(
     """
     what = f"teacher {name!r}"
     folder = hub.fetch(location, revision, allow_pickle, TeacherError, what)
+    hub.check_weights(folder, allow_pickle, TeacherError, what)
     model_config = _read_config(folder, what)
     tokenizer = load_tokenizer(folder, what)
-    max_length = _max_length(max_length, tokenizer, model_config, what)
+    set_padding(tokenizer, model_config, what)
     fetched = None
     if adapter is not None:
         fetched = fetch_adapter(adapter, allow_pickle, name)
-        model_config.num_labels = fetched.num_labels
+        shape_head(model_config, fetched)
     if expect is not None and _content(folder, fetched) != expect:
         raise TeacherError(
             f"{what}: the model on this machine differs from the one the driver saw; pin a revision or give every node the same folder"
         )
-    quiet()
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             folder, config=model_config, dtype=getattr(torch, resolve_dtype(dtype, device != "cpu")), attn_implementation=_attention(model_config),
             use_safetensors=None if allow_pickle else True, weights_only=True, trust_remote_code=False,
             output_loading_info=True, ignore_mismatched_sizes=fetched is not None,
         )  # fmt: skip
-    except (OSError, ValueError, RuntimeError, KeyError) as problem:
-        raise TeacherError(f"{what}: cannot load {str(folder)!r}: {_line(problem)}") from problem
+    except Exception as problem:  # whatever files from outside make the library raise
+        raise TeacherError(f"{what}: cannot load {str(folder)!r}: {line(problem)}") from problem
+    untrained = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     if fetched is not None:
-        model = apply_adapter(model, fetched, name)
-    elif info["missing_keys"]:
+        model = apply_adapter(model, fetched, untrained, name)
+    elif untrained:
         raise TeacherError(
-            f"{what}: {len(info['missing_keys'])} tensors have no trained weights (such as {min(info['missing_keys'])}); "
+            f"{what}: {len(untrained)} tensors have no trained weights (such as {min(untrained)}); "
             "give a fine-tuned classifier, not a base model"
         )
-    _ensure_padding(tokenizer, model)
     return LoadedClassifier(
-        name, model.eval().to(device), tokenizer, max_length, int(model.config.num_labels)
+        name,
+        model.eval().to(device),
+        tokenizer,
+        usable_length(max_length, tokenizer, model, what),
+        int(model.config.num_labels),
     )
 
 
@@ -202,11 +171,18 @@ def load_tokenizer(folder: Path, what: str) -> Any:
     """The model's own tokenizer; raises TeacherError when the folder has none."""
     quiet()
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as problem:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as problem:  # whatever files from outside make the library raise
         raise TeacherError(
-            f"{what}: no usable tokenizer in {str(folder)!r} ({_line(problem)}); save it beside the model"
+            f"{what}: no usable tokenizer in {str(folder)!r} ({line(problem)}); save it beside the model"
         ) from problem
+    names = tokenizer.vocab_files_names.values()
+    # without any of its files some tokenizers come with an empty vocabulary, to which every word is unknown
+    if names and not any((folder / name).is_file() for name in (*names, "tokenizer.json", "tokenizer.model")):
+        raise TeacherError(
+            f"{what}: no tokenizer in {str(folder)!r} (none of {', '.join(sorted(names))}); save it beside the model"
+        )
+    return tokenizer
 
 
 def quiet() -> None:
@@ -216,12 +192,21 @@ def quiet() -> None:
 
 
 def _read_config(folder: Path, what: str) -> Any:
+    quiet()
+    check_no_code(folder, what)
     try:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except Exception as problem:  # whatever files from outside make the library raise
         raise TeacherError(
-            f"{what}: cannot read config.json in {str(folder)!r}: {_line(problem)}"
+            f"{what}: cannot read config.json in {str(folder)!r}: {line(problem)}"
         ) from problem
+
+
+def _shapes(folder: Path, what: str) -> dict[str, tuple[int, ...]]:
+    try:
+        return hub.tensor_shapes(folder)
+    except ValueError as problem:
+        raise TeacherError(f"{what}: {problem}; download or save the model again") from problem
 
 
 def _attention(config: Any) -> str | None:
@@ -230,76 +215,8 @@ def _attention(config: Any) -> str | None:
     return "sdpa" if probe is not None and getattr(probe, "_supports_sdpa", False) else None
 
 
-def _check_kind(config: Any, what: str) -> None:
-    """Only single-label classification can be integrated over a union."""
-    if config.problem_type == "multi_label_classification":
-        raise TeacherError(
-            f"{what} is a multi-label classifier (problem_type multi_label_classification); only single-label classifiers can be merged"
-        )
-    if config.problem_type == "regression" or config.num_labels < 2:
-        raise TeacherError(
-            f"{what} is a regression model ({config.num_labels} output); only classifiers with at least 2 labels can be merged"
-        )
-
-
-def _check_head(folder: Path, config: Any, what: str) -> None:
-    """The stored head exists and has one row per label; from tensor headers, no weights in memory."""
-    try:
-        shapes = hub.tensor_shapes(folder)
-    except ValueError as problem:
-        raise TeacherError(f"{what}: {problem}; download or save the model again") from problem
-    if not shapes:
-        return  # pickle weights, allowed by the user: checked when they are loaded
-    try:
-        with torch.device("meta"):
-            model = AutoModelForSequenceClassification.from_config(config)
-    except (ValueError, KeyError, TypeError) as problem:
-        raise TeacherError(
-            f"{what}: {config.model_type!r} is no sequence classifier that Transformers knows ({_line(problem)})"
-        ) from problem
-    prefix = model.base_model_prefix + "."
-    for name, parameter in model.named_parameters():
-        if name.startswith(prefix):
-            continue
-        if name not in shapes:
-            raise TeacherError(
-                f"{what}: its classification head is not in the weights ({name} is missing); give a fine-tuned classifier, not a base model"
-            )
-        if shapes[name] != tuple(parameter.shape):
-            raise TeacherError(
-                f"{what}: {name} has shape {shapes[name]} in the weights but {tuple(parameter.shape)} by config.json; "
-                f"mend id2label ({config.num_labels} labels)"
-            )
-
-
-def _max_length(wanted: int | None, tokenizer: Any, config: Any, what: str) -> int:
-    """Tokens kept of a text: what the user says, at most what tokenizer and positions allow."""
-    positions = getattr(config, "max_position_embeddings", None) or 10**9
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= (config.pad_token_id or 0) + 1  # their positions start after the padding index
-    limit = min(tokenizer.model_max_length, positions)
-    if wanted is not None and wanted > limit:
-        raise TeacherError(f"{what} takes at most {limit} tokens, got max_length: {wanted}")
-    least = tokenizer.num_special_tokens_to_add(pair=False) + 1
-    if wanted is not None and wanted < least:
-        raise TeacherError(f"{what}: max_length {wanted} leaves no room for text; use at least {least}")
-    return int(wanted or min(limit, MAX_LENGTH))
-
-
 def _pinned_location(location: str, folder: Path) -> str:
     """Where other processes find the same model: absolute for folders, unchanged for URIs and hub ids."""
     if locations.scheme(location) or not Path(location).expanduser().is_dir():
         return location
     return str(folder)
-
-
-def _ensure_padding(tokenizer: Any, model: Any) -> None:
-    """Decoders often have no padding token; their classifiers need one to find each row's end."""
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
-
-
-def _line(problem: BaseException) -> str:
-    return (str(problem).strip().splitlines() or [type(problem).__name__])[0]

@@ -9,14 +9,12 @@ Shapes: N rows, B rows of a batch, K samples, C_m labels.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from muki_ray.config import DropoutConfig
-from muki_ray.errors import TeacherError
 from muki_ray.teachers.batching import token_batches
 from muki_ray.teachers.dropout import McDropout
 from muki_ray.teachers.evidence import EvidenceArrays
@@ -54,7 +52,7 @@ class Scorer:
         self.token_budget = token_budget or (_TOKENS_CUDA if self.device.type == "cuda" else _TOKENS_CPU)
         self.engine = McDropout(
             classifier.model,
-            self._pad([self._encode(_PROBE, None)[i] for i in range(len(_PROBE))]),
+            self._pad(self._probe()),
             samples=samples,
             masks=dropout.masks,
             layers=dropout.layers,
@@ -63,20 +61,32 @@ class Scorer:
             name=classifier.name,
         )
 
+    def _probe(self) -> list[dict[str, list[int]]]:
+        """Rows of unequal length, whatever the tokenizer makes of the words, so that padding is seen."""
+        first, *others = self._encode(_PROBE, None)
+        if all(len(row["input_ids"]) == len(first["input_ids"]) for row in others):
+            first = {name: values[:-1] for name, values in first.items()}
+        return [first, *others]
+
     def _encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[dict[str, list[int]]]:
         """Token ids of each row, truncated, not padded."""
+        if not texts:
+            return []  # not every tokenizer takes an empty list
         encoded = self.classifier.tokenizer(
             list(texts),
             list(pairs) if pairs is not None else None,
             truncation=True,
             max_length=self.classifier.max_length,
             padding=False,
+            return_attention_mask=True,
         )
         names = [n for n in encoded if n in self.classifier.input_names]
         return [{n: encoded[n][i] for n in names} for i in range(len(texts))]
 
     def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        padded = self.classifier.tokenizer.pad(rows, padding="longest", return_tensors="pt")
+        padded = self.classifier.tokenizer.pad(
+            rows, padding="longest", return_tensors="pt", return_attention_mask="attention_mask" in rows[0]
+        )
         return {name: tensor.to(self.device) for name, tensor in padded.items()}
 
     def score(
@@ -93,22 +103,28 @@ class Scorer:
             texts, pairs: first and, for pairs, second texts.
             shard: seeds classical masks, so that a retry of the shard draws the same.
             progress: called with the number of rows done since the last call.
+
+        A row of which the tokenizer leaves nothing gets NaN: there is nothing to answer.
         """
         rows = self._encode(texts, pairs)
-        lengths = [len(row["input_ids"]) for row in rows]
+        some = [i for i, row in enumerate(rows) if row["input_ids"]]
         labels, K = self.classifier.num_labels, self.engine.samples
         fan = 1 if self.engine.mode == "per_element" else K + 1
-        out: dict[str, NDArray[np.float32]] = {"logits": np.empty((len(rows), labels), np.float32)}
+        out: dict[str, NDArray[np.float32]] = {"logits": np.full((len(rows), labels), np.nan, np.float32)}
         if K:
-            out["mc_probs"] = np.empty((len(rows), labels), np.float32)
+            out["mc_probs"] = np.full((len(rows), labels), np.nan, np.float32)
             for name in ("mc_energy", "mc_expected_entropy", "mc_variance"):
-                out[name] = np.empty(len(rows), np.float32)
-        for number, batch in enumerate(token_batches(lengths, max(1, self.token_budget // fan))):
+                out[name] = np.full(len(rows), np.nan, np.float32)
+        report = progress or (lambda rows: None)
+        if len(some) < len(rows):
+            report(len(rows) - len(some))
+        lengths = [len(rows[i]["input_ids"]) for i in some]
+        for number, places in enumerate(token_batches(lengths, max(1, self.token_budget // fan))):
+            batch = [some[place] for place in places]
             logits = self.engine.logits(self._pad([rows[i] for i in batch]), shard=shard, batch=number)
             for name, value in reduce_samples(logits).items():
                 out[name][batch] = value.cpu().numpy()
-            if progress is not None:
-                progress(len(batch))
+            report(len(batch))
         return EvidenceArrays(**out)
 
 
@@ -133,17 +149,3 @@ def reduce_samples(logits: torch.Tensor) -> dict[str, torch.Tensor]:
         "mc_expected_entropy": -torch.special.xlogy(probs, probs).sum(dim=-1).mean(dim=0),
         "mc_variance": probs.var(dim=0, unbiased=False).sum(dim=-1),
     }
-
-
-def check_finite(evidence: EvidenceArrays, name: str) -> None:
-    """Raise when a teacher answers nothing at all: then the model is broken, not a row."""
-    if len(evidence.logits) and not evidence.finite().any():
-        raise TeacherError(
-            f"teacher {name!r} answers NaN on every row of a shard; its weights or dtype are broken (try dtype: float32)"
-        )
-
-
-def as_inputs(table: Any) -> tuple[list[str], list[str] | None]:
-    """First and second texts of a corpus shard."""
-    pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
-    return table["text"].to_pylist(), pairs

@@ -15,7 +15,7 @@ import pytest
 from muki_ray.report import CorpusStatistics, Example, write_report
 from muki_ray.report.page import excerpt
 from muki_ray.report.plots import margin_histogram
-from muki_ray.report.statistics import BINS
+from muki_ray.statistics import BINS
 from muki_ray.store import Folder
 
 HOSTILE = '<script>alert("x")</script>'

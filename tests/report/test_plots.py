@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from muki_ray.report import draw, plots, style
-from muki_ray.report.statistics import BINS, CorpusStatistics
+from muki_ray.statistics import BINS, CorpusStatistics
 
 BLUE = (0x00, 0x72, 0xB2)
 

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from muki_ray.errors import StoreError
-from muki_ray.report.statistics import BINS, EDGES, CorpusStatistics, bin_counts, owner_counts
+from muki_ray.statistics import BINS, EDGES, CorpusStatistics, bin_counts, owner_counts
 
 unit = st.floats(0, 1)
 batches = st.integers(0, 6).flatmap(

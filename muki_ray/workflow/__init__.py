@@ -1,0 +1,104 @@
+"""One run from configuration to product: inspect, normalise, score, integrate, train, evaluate, report.
+
+Each stage leaves its result in the run folder under a fingerprint; a stage whose result is there does nothing.
+"""
+
+from __future__ import annotations
+
+from muki_ray import filesystem as locations
+from muki_ray.config import IntegrateConfig, to_yaml
+from muki_ray.errors import ConfigError
+from muki_ray.pipeline import scoring_task
+from muki_ray.planning import on_gpu
+from muki_ray.runtime import Cluster, connected
+from muki_ray.statistics import CorpusStatistics
+from muki_ray.store import RunFolder
+from muki_ray.student.export import exported
+from muki_ray.tracking import open_tracker
+from muki_ray.workflow.conclude import conclude
+from muki_ray.workflow.learn import train
+from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
+from muki_ray.workflow.run import Run, RunResult
+from muki_ray.workflow.score import corpus_facts, score_and_integrate
+
+__all__ = ["RunResult", "evaluate", "integrate"]
+
+
+def integrate(config: IntegrateConfig) -> RunResult:
+    """Merge the teachers into one student.
+
+    Raises:
+        UserError: something the user can mend; raised before any device is taken wherever it can be known.
+    """
+    return _execute(config, may_train=True)
+
+
+def evaluate(config: IntegrateConfig) -> RunResult:
+    """Measure the student of a finished run again, on the test set that the configuration names now.
+
+    Only a test set that is new to the run costs teachers' time.
+
+    Raises:
+        UserError: there is no test set, or no finished student.
+    """
+    if config.corpus.test is None:
+        raise ConfigError(
+            "evaluation needs a labelled test set; add corpus.test: {path: ..., text: ..., label: ...}"
+        )
+    student = RunFolder(locations.absolute(config.output)).student
+    if exported(student) is None:
+        raise ConfigError(
+            f"no finished student at {student.location!r}; run integrate with this configuration first"
+        )
+    return _execute(config, may_train=False)
+
+
+def _execute(config: IntegrateConfig, may_train: bool) -> RunResult:
+    config = settled(config)
+    folder = RunFolder(config.output)
+    specs, space, student = inspect_all(config)
+    corpora = read_corpora(config, folder, space)
+    folder.root.write_bytes("config.yaml", to_yaml(config).encode())
+    tracker = open_tracker(config.tracking, folder)
+    try:
+        run = Run(config, folder, specs, space, student, corpora, tracker)
+        _record_inputs(run)
+        with connected() as cluster:
+            result = _stages(run, cluster, may_train)
+        tracker.finish("FINISHED")
+    except BaseException as error:
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    return result
+
+
+def _record_inputs(run: Run) -> None:
+    run.tracker.params(run.config.model_dump(mode="json"))
+    run.tracker.text("config.yaml", to_yaml(run.config))
+    run.tracker.tags({f"fingerprint.{spec.name}": spec.fingerprint for spec in run.specs})
+    for name, corpus, source in zip(
+        ("corpus", "test"), run.corpora, (run.config.corpus, run.config.corpus.test), strict=False
+    ):
+        run.tracker.corpus(name, corpus.fingerprint, source.path if source is not None else "")
+
+
+def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
+    config = run.config
+    specs = [
+        s.resolved(on_gpu(t.resources, cluster.resources))
+        for s, t in zip(run.specs, config.teachers, strict=True)
+    ]
+    tasks = [scoring_task(spec, config.method, run.corpora, run.folder) for spec in specs]
+    supervision, facts = score_and_integrate(run, tasks, cluster)
+    statistics = CorpusStatistics.from_json(facts["statistics"])
+    run.metrics["rows"] = {
+        "in": run.corpus.rows_in,
+        "out": facts["rows"],
+        "quarantined": run.corpus.quarantined + facts["quarantined"],
+        **run.metrics["rows"],
+    }
+    run.metrics["corpus"] = corpus_facts(run, statistics)
+    run.tracker.metrics({"rows": run.metrics["rows"], "corpus": run.metrics["corpus"]})
+    training = train(run, supervision, facts, cluster) if may_train else exported(run.folder.student)
+    assert training is not None
+    return conclude(run, tasks, statistics, training, cluster)

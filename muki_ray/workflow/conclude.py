@@ -1,0 +1,140 @@
+"""The end of a run: evaluate, write card and report, log, say where everything lies."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from muki_ray import filesystem as locations
+from muki_ray.assess import Assessment, Classifier, assess, predict_on_cluster
+from muki_ray.config import to_yaml
+from muki_ray.pipeline import ScoringTask
+from muki_ray.progress import say
+from muki_ray.report import Example, draw, results_table, write_report
+from muki_ray.runtime import Cluster
+from muki_ray.statistics import CorpusStatistics
+from muki_ray.student.card import model_card
+from muki_ray.student.export import exported, finish
+from muki_ray.student.train import worker_cpus
+from muki_ray.workflow.run import Run, RunResult
+
+_EXAMPLE_WIDTH = 78
+
+
+def conclude(
+    run: Run, tasks: list[ScoringTask], statistics: CorpusStatistics, training: str, cluster: Cluster
+) -> RunResult:
+    """Evaluate the student, complete its folder, write the report, log everything."""
+    student = run.folder.student
+    assessment = _assess(run, tasks, cluster) if run.config.corpus.test is not None else None
+    if assessment is not None:
+        run.metrics = {**assessment.metrics, **run.metrics}
+    fresh = exported(student) != training
+    card = _card(run)
+    if fresh:
+        finish(student, training, card, to_yaml(run.config), {"labels": list(run.space.names)})
+    else:
+        student.write_bytes("README.md", card.encode())
+    _report(run, statistics, assessment)
+    if run.config.tracking.log_model and fresh and run.tracker.run_id:
+        with _spoken("logging the model to MLflow"):
+            run.tracker.model(student.location)
+    return RunResult(student.location, run.metrics, _summary(run, assessment.examples if assessment else ()))
+
+
+def _assess(run: Run, tasks: list[ScoringTask], cluster: Cluster) -> Assessment:
+    """Run the student, and the classifiers to compare with, on the test set."""
+    test = run.config.corpus.test
+    assert test is not None
+    with _spoken("evaluating"):
+        cpus, gpus = worker_cpus(run.config.training, cluster.resources)
+        classifiers = [Classifier("student", run.folder.student.location, run.student.max_length)]
+        for name, path in test.compare.items():
+            here = Path(path).expanduser().is_dir()
+            classifiers.append(Classifier(name, locations.absolute(path) if here else path))
+        probs = predict_on_cluster(classifiers, run.corpora[1], run.space.names, cpus, gpus)
+        return assess(tasks, run.space, run.config.method, probs)
+
+
+def _card(run: Run) -> str:
+    config = run.config
+    return model_card(
+        run.space.names,
+        [
+            {"name": s.name, "model": t.model, "revision": t.revision, "labels": list(s.labels.names)}
+            for s, t in zip(run.specs, config.teachers, strict=True)
+        ],
+        config.student.model,
+        config.method.model_dump(mode="json"),
+        config.training.model_dump(mode="json"),
+        {"rows": run.corpus.rows_out, "fingerprint": run.corpus.fingerprint},
+        run.metrics.get("student"),
+    )
+
+
+def _report(run: Run, statistics: CorpusStatistics, assessment: Assessment | None) -> None:
+    """Pictures, page and metrics into the run folder, and to MLflow."""
+    pictures = draw(
+        run.space.teachers,
+        run.space.names,
+        metrics=run.metrics if assessment else None,
+        statistics=statistics,
+        scores_NM=assessment.scores_NM if assessment else None,
+        owner_N=assessment.owner_N if assessment else None,
+        confusion_CC=assessment.confusion_CC if assessment else None,
+    )
+    write_report(
+        run.folder.report,
+        run.metrics,
+        statistics,
+        pictures,
+        title=locations.redact(run.config.output).rstrip("/").rsplit("/", 1)[-1],
+        labels=run.space.names,
+        teachers=run.space.teachers,
+        top_confusions=assessment.confusions if assessment else (),
+        examples=assessment.examples if assessment else (),
+        settings=run.config.model_dump(mode="json"),
+    )
+    run.tracker.metrics(run.metrics)
+    for name, png in pictures.items():
+        run.tracker.binary(f"report/{name}.png", png)
+    run.tracker.binary("report/report.html", run.folder.report.read_bytes("report.html"))
+
+
+def _summary(run: Run, examples: Sequence[Example]) -> str:
+    """What is printed at the end: table, examples, counts, where everything lies."""
+    lines = []
+    if "student" in run.metrics:
+        lines += [results_table(run.metrics), ""]
+        selection = run.metrics["selection"]
+        if selection["accuracy"] is not None:
+            auroc = f", AUROC {selection['auroc']:.4f}" if selection["auroc"] is not None else ""
+            rows = f"({selection['rows']:,} test rows)"
+            lines += [f"right teacher chosen: {selection['accuracy']:.4f}{auroc} {rows}", ""]
+        for example in examples:
+            text = " ".join(example.text.split())
+            shown = text if len(text) <= _EXAMPLE_WIDTH else text[: _EXAMPLE_WIDTH - 3] + "..."
+            lines.append(f"  {shown}")
+            lines.append(f"    -> {example.predicted} ({example.confidence:.2f}), labelled {example.gold}")
+        lines.append("")
+    counts = run.metrics["rows"]
+    scored = sum(counts["scored"].values())
+    lines.append(
+        f"rows:    {counts['in']:,} in, {counts['out']:,} out, {counts['quarantined']:,} quarantined; "
+        f"scored now: {scored:,}"
+    )
+    lines.append(f"student: {run.folder.student.location}")
+    lines.append(f"report:  {run.folder.report.path('report.html')}")
+    if run.tracker.ui_command:
+        lines.append(f"MLflow:  {run.tracker.ui_command}")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _spoken(what: str) -> Iterator[None]:
+    """A line for a stage that has no rows to count."""
+    began = time.monotonic()
+    yield
+    say(f"{what}: {time.monotonic() - began:.0f}s")

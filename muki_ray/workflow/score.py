@@ -1,0 +1,82 @@
+"""Evidence and supervision: score what is missing, integrate, declare complete."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from muki_ray.pipeline import (
+    IntegrationTask,
+    ScoringTask,
+    finish_evidence,
+    finish_supervision,
+    run_graph,
+    score,
+    supervision_folder,
+)
+from muki_ray.planning import plan_waves
+from muki_ray.progress import Progress
+from muki_ray.runtime import Cluster, listening
+from muki_ray.statistics import CorpusStatistics
+from muki_ray.store import Folder
+from muki_ray.workflow.run import Run
+
+
+def score_and_integrate(
+    run: Run, tasks: list[ScoringTask], cluster: Cluster
+) -> tuple[Folder, dict[str, Any]]:
+    """Evidence and supervision, from the store where they are there."""
+    config = run.config
+    missing = {task.name: task.missing() for task in tasks}
+    waiting = [t for t in config.teachers if missing[t.name]]
+    rows = {
+        task.name: sum(task.corpora[c].rows_per_part[shard] for c, shard in missing[task.name])
+        for task in tasks
+    }
+    total = sum(c.rows_out for c in run.corpora) * len(tasks)
+    waves = plan_waves(waiting, cluster.resources, may_grow=cluster.may_grow) if waiting else []
+    folder = supervision_folder(tasks, run.space, config.method, run.folder)
+    facts = folder.manifest()
+    began = time.monotonic()
+    reused = total - sum(rows.values())
+    done = {"scored": reused, "integrated": 0}
+    with Progress(f"scoring ({len(waiting)} of {len(tasks)} teachers)", total, skip=reused) as progress:
+
+        def handle(kind: str, content: Any) -> None:
+            if kind == "scored":
+                done["scored"] += content[1]
+                progress.update(done["scored"])
+
+        progress.update(reused)
+        with listening(handle) as messenger:
+            scored = score(tasks, waves[:-1], messenger)
+            if waves or facts is None:
+                task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
+                wave = waves[-1] if waves else []
+                last, summaries = run_graph(tasks, wave, task if facts is None else None, messenger)
+                scored = {name: scored.get(name, 0) + last.get(name, 0) for name in {*scored, *last}}
+                finish_evidence(tasks)
+                if facts is None:
+                    facts = finish_supervision(folder, task, summaries)
+            else:
+                finish_evidence(tasks)
+        progress.update(total)
+    seconds = time.monotonic() - began
+    fresh = sum(scored.values())
+    run.metrics["rows"] = {"scored": {task.name: scored.get(task.name, 0) for task in tasks}}
+    run.tracker.metrics(
+        {"scoring": {"rows": fresh, "seconds": seconds, "rows_per_s": fresh / seconds if fresh else None}}
+    )
+    assert facts is not None
+    return folder, facts
+
+
+def corpus_facts(run: Run, statistics: CorpusStatistics) -> dict[str, Any]:
+    """What the corpus looks like to the teachers."""
+    rows = max(1, statistics.rows)
+    names = run.space.teachers
+    return {
+        "teacher_share": {n: int(w) / rows for n, w in zip(names, statistics.won_M, strict=True)},
+        "mean_score": {n: float(s) / rows for n, s in zip(names, statistics.score_sum_M, strict=True)},
+        "mean_margin": statistics.margin_mean,
+    }

@@ -1,0 +1,274 @@
+"""The graph on a real Ray: evidence once, reuse, resume, added teachers, bad rows, killed drivers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from muki_ray.config import MukiMethod
+from muki_ray.errors import StoreError, TeacherError
+from muki_ray.integration import integrate
+from muki_ray.store import MANIFEST, part_name
+from muki_ray.teachers.evidence import to_table
+from muki_ray.teachers.loading import load
+from muki_ray.teachers.scoring import Scorer
+from muki_ray.uncertainty import scores
+from tests import runs
+
+pytestmark = pytest.mark.heavy
+ROWS = 44  # five full shards of 8 and one of 4
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return runs.models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def finished(root: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> tuple[Path, Path]:
+    """A corpus, and a run folder in which both teachers have scored it."""
+    tmp = tmp_path_factory.mktemp("finished")
+    path = runs.corpus(tmp / "corpus.parquet", ROWS)
+    scored, *_ = runs.score_only(runs.config(root, tmp / "run", path))
+    assert scored == {"one": ROWS, "two": ROWS}
+    return path, tmp / "run"
+
+
+def copied(finished: tuple[Path, Path], tmp_path: Path) -> tuple[Path, Path]:
+    """The finished run in a folder that the test may spoil."""
+    shutil.copytree(finished[1], tmp_path / "run")
+    return finished[0], tmp_path / "run"
+
+
+def test_evidence_equals_the_engine_without_ray_to_the_byte(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    wanted = runs.config(root, finished[1], finished[0])
+    scored, _, _, tasks = runs.score_only(wanted)
+    assert scored == {"one": 0, "two": 0}
+    for task in tasks:
+        scorer = Scorer(
+            load(task.spec, "cpu"), samples=4, dropout=wanted.method.dropout, seed_key=task.spec.fingerprint
+        )
+        corpus, folder = task.corpora[0], task.folders[0]
+        here = type(folder)(str(tmp_path / task.name))
+        for shard in range(len(corpus.rows_per_part)):
+            table = corpus.read(shard)
+            evidence = scorer.score(table["text"].to_pylist(), shard=shard)
+            here.write_table(part_name(shard), to_table(table["row_id"].to_numpy(), evidence))
+            assert here.read_bytes(part_name(shard)) == folder.read_bytes(part_name(shard))
+
+
+def test_supervision_is_what_the_pure_functions_say(root: Path, finished: tuple[Path, Path]) -> None:
+    wanted = runs.config(root, finished[1], finished[0])
+    _, folder, facts, tasks = runs.score_only(wanted)
+    method = wanted.method
+    assert facts["rows"] == ROWS == sum(facts["rows_per_part"])
+    assert facts["quarantined"] == 0
+    total = 0.0
+    for shard, rows in enumerate(facts["rows_per_part"]):
+        table = folder.read_table(part_name(shard))
+        corpus = tasks[0].corpora[0].read(shard)
+        assert table["row_id"].to_pylist() == corpus["row_id"].to_pylist()
+        assert table["text"].to_pylist() == corpus["text"].to_pylist()
+        everything = np.ones(rows, dtype=bool)
+        evidence = [t.read(0, shard, corpus["row_id"].to_numpy()).take(everything) for t in tasks]
+        scores_NM = scores("mc_entropy", evidence)
+        index = [np.array([0, 4]), np.array([1, 2, 3])]  # business film politics sport tech
+        expected = integrate(
+            [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=True, temperature=1.0
+        )  # fmt: skip
+        np.testing.assert_allclose(np.array(table["target"].to_pylist()), expected.targets, atol=1e-6)
+        np.testing.assert_allclose(table["weight"].to_numpy(), expected.weights, atol=1e-6)
+        total += float(expected.weights.sum())
+    assert facts["weight_mean"] == pytest.approx(total / ROWS)
+
+
+def test_another_tau_or_score_scores_nothing(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, run = copied(finished, tmp_path)
+    before = runs.score_only(runs.config(root, run, path))[1]
+    for method in (
+        {"samples": 4, "tau": 0.5},
+        {"samples": 4, "integration": "hard"},
+        {"samples": 4, "score": "entropy"},
+    ):
+        scored, folder, facts, _ = runs.score_only(runs.config(root, run, path, method=method))
+        assert scored == {"one": 0, "two": 0}
+        assert folder.location != before.location
+        assert facts["rows"] == ROWS
+
+
+def test_more_samples_are_other_evidence(root: Path, finished: tuple[Path, Path]) -> None:
+    path, run = finished
+    tasks = runs.score_only(runs.config(root, run, path))[3]
+    from muki_ray.pipeline import scoring_task
+    from muki_ray.store import RunFolder
+
+    other = scoring_task(tasks[0].spec, MukiMethod(samples=5), tasks[0].corpora, RunFolder(str(run)))
+    assert other.folders[0].location != tasks[0].folders[0].location
+    assert len(other.missing()) == 6
+
+
+def test_an_added_teacher_costs_one_teacher(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, run = copied(finished, tmp_path)
+    scored, _, facts, _ = runs.score_only(runs.config(root, run, path, ("one", "two", "three")))
+    assert scored == {"one": 0, "two": 0, "three": ROWS}
+    assert facts["labels"] == ["business", "film", "politics", "sport", "tech", "weather"]
+    scored, _, facts, _ = runs.score_only(runs.config(root, run, path, ("three", "one")))
+    assert scored == {"three": 0, "one": 0}
+    assert facts["labels"] == ["business", "sport", "tech", "weather"]
+
+
+def test_a_lost_shard_alone_is_scored_again(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    path, run = copied(finished, tmp_path)
+    task = runs.score_only(runs.config(root, run, path))[3][1]
+    folder = task.folders[0]
+    kept = folder.read_bytes(part_name(5))
+    folder.remove([MANIFEST, part_name(5)])
+    scored, *_ = runs.score_only(runs.config(root, run, path))
+    assert scored == {"one": 0, "two": 4}
+    assert folder.read_bytes(part_name(5)) == kept
+
+
+def test_a_folder_that_disagrees_with_its_manifest_is_refused(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, run = copied(finished, tmp_path)
+    task = runs.score_only(runs.config(root, run, path))[3][0]
+    task.folders[0].remove([part_name(2)])
+    with pytest.raises(StoreError, match="disagrees with its manifest"):
+        runs.score_only(runs.config(root, run, path))
+
+
+def test_evidence_about_other_rows_is_refused(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, run = copied(finished, tmp_path)
+    folder = runs.score_only(runs.config(root, run, path))[3][0].folders[0]
+    folder.write_bytes(part_name(0), folder.read_bytes(part_name(1)))
+    with pytest.raises(StoreError, match="other rows"):
+        runs.score_only(runs.config(root, run, path, method={"samples": 4, "tau": 0.3}))
+
+
+def spoiled(root: Path, target: Path, word: str | None) -> Path:
+    """Teacher one with NaN for one word's embedding, or for its whole head."""
+    shutil.copytree(root / "one", target)
+    tensors = load_file(target / "model.safetensors")
+    if word is None:
+        tensors["classifier.weight"][:] = np.nan
+    else:
+        tensors["bert.embeddings.word_embeddings.weight"][
+            runs.tiny.tokenizer().convert_tokens_to_ids(word)
+        ] = np.nan
+    save_file(tensors, target / "model.safetensors", {"format": "pt"})
+    return target
+
+
+def test_bad_rows_are_quarantined_and_counted(root: Path, tmp_path: Path, ray_session: None) -> None:
+    texts = ["goal in the match", "bank profit rises", None, "  ", "the goal", "new film", "old party"]
+    pq.write_table(pa.table({"text": texts}), tmp_path / "c.parquet")
+    models = [{"name": "one", "model": str(spoiled(root, tmp_path / "one", "goal")), "dtype": "float32"},
+              {"name": "two", "model": str(root / "two"), "dtype": "float32"}]  # fmt: skip
+    _, folder, facts, tasks = runs.score_only(
+        runs.config(root, tmp_path / "run", tmp_path / "c.parquet", names=(), teachers=models)
+    )
+    corpus = tasks[0].corpora[0]
+    assert (corpus.rows_in, corpus.quarantined) == (7, 2)
+    assert (facts["rows"], facts["quarantined"]) == (3, 2)
+    assert folder.read_table(part_name(0))["row_id"].to_pylist() == [1, 5, 6]
+    bad = folder.read_table("quarantine-00000.parquet")
+    assert bad["row_id"].to_pylist() == [0, 4]
+    assert set(bad["reason"].to_pylist()) == {"teacher one gave no finite answer"}
+
+
+def test_a_teacher_that_always_answers_nan_is_one_clear_error(
+    root: Path, tmp_path: Path, ray_session: None
+) -> None:
+    path = runs.corpus(tmp_path / "c.parquet", 8)
+    models = [{"name": "one", "model": str(spoiled(root, tmp_path / "one", None)), "dtype": "float32"}]
+    wanted = runs.config(
+        root,
+        tmp_path / "run",
+        path,
+        names=(),
+        teachers=models,
+        method={"samples": 0, "score": "entropy"},
+    )
+    with pytest.raises(TeacherError, match="NaN") as caught:
+        runs.score_only(wanted)
+    assert "\n" not in str(caught.value)
+
+
+_DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[4])
+import tests.conftest
+from tests import runs
+runs.score_only(runs.config(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])))
+"""
+
+
+def test_a_killed_driver_goes_on_where_it_was(root: Path, tmp_path: Path, ray_session: None) -> None:
+    rows = 2400
+    path = runs.corpus(tmp_path / "c.parquet", rows)
+    repository = Path(__file__).parents[1]
+    driver = subprocess.Popen(
+        [sys.executable, "-c", _DRIVER, str(root), str(tmp_path / "run"), str(path), str(repository)],
+        env={**os.environ, "RAY_ADDRESS": ""},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def parts() -> int:
+        return len(list((tmp_path / "run" / "evidence").glob("*/part-*.parquet")))
+
+    deadline = time.monotonic() + 150
+    while parts() < 100 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _settle(parts)
+    before = parts()
+    assert 0 < before < 2 * rows // 8, "the driver was to be killed in the middle"
+    assert not list((tmp_path / "run" / "evidence").glob(f"*/{MANIFEST}"))
+    scored, _, facts, _ = runs.score_only(runs.config(root, tmp_path / "run", path))
+    assert sum(scored.values()) + 8 * before <= 2 * rows + 2 * 8  # one shard per teacher may be done twice
+    assert facts["rows"] == rows
+    # what the two runs wrote together is what one undisturbed run writes
+    scored, _, _, tasks = runs.score_only(runs.config(root, tmp_path / "run", path))
+    assert scored == {"one": 0, "two": 0}
+    for task in tasks:
+        scorer = Scorer(
+            load(task.spec, "cpu"), samples=4, dropout=MukiMethod().dropout, seed_key=task.spec.fingerprint
+        )
+        for shard in (0, 150, 299):
+            table = task.corpora[0].read(shard)
+            evidence = scorer.score(table["text"].to_pylist(), shard=shard)
+            stored = task.read(0, shard, table["row_id"].to_numpy())
+            np.testing.assert_array_equal(stored.logits, evidence.logits)
+            np.testing.assert_array_equal(stored.mc_probs, evidence.mc_probs)
+
+
+def _settle(count: object) -> None:
+    """Wait until the killed driver's actors have gone: the number of parts stops changing."""
+    assert callable(count)
+    last, since = -1, time.monotonic()
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and time.monotonic() - since < 3:
+        now = count()
+        if now != last:
+            last, since = now, time.monotonic()
+        time.sleep(0.1)

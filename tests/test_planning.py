@@ -1,0 +1,295 @@
+"""Waves of teachers: what a cluster holds at once, and nothing that would wait for ever."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from muki_ray.config import ActorResources, TeacherConfig
+from muki_ray.errors import ResourceError
+from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, equal_share, on_gpu, plan_waves
+
+
+def teacher(name: str, **resources: Any) -> TeacherConfig:
+    return TeacherConfig(name=name, model="m", resources=ActorResources(**resources))
+
+
+def teachers(count: int, **resources: Any) -> list[TeacherConfig]:
+    return [teacher(f"t{i}", **resources) for i in range(count)]
+
+
+def names(waves: list[list[PoolPlan]]) -> list[list[str]]:
+    return [[pool.teacher for pool in wave] for wave in waves]
+
+
+def shape(waves: list[list[PoolPlan]]) -> list[int]:
+    return [len(wave) for wave in waves]
+
+
+# -- CPUs ------------------------------------------------------------------------------------------------
+
+
+def test_two_teachers_on_two_cpus() -> None:
+    (wave,) = plan_waves(teachers(2), {"CPU": 2}, may_grow=False)
+    assert [(p.num_cpus, p.num_gpus, p.min_actors, p.max_actors, p.threads) for p in wave] == [
+        (0.9, 0, 1, 1, 1)
+    ] * 2
+    # what is left is enough for reading and integration
+    assert 2 - sum(p.num_cpus for p in wave) >= 2 * LIGHT_TASK_CPUS - 1e-9
+
+
+def test_one_teacher_has_the_machine_to_itself() -> None:
+    ((pool,),) = plan_waves(teachers(1), {"CPU": 2}, may_grow=False)
+    assert (pool.num_cpus, pool.threads) == (1.8, 2)
+    ((pool,),) = plan_waves(teachers(1), {"CPU": 1}, may_grow=False)
+    assert (pool.num_cpus, pool.threads) == (0.8, 1)
+
+
+def test_more_teachers_than_cpus() -> None:
+    waves = plan_waves(teachers(10), {"CPU": 2}, may_grow=False)
+    assert names(waves) == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"], ["t6", "t7"], ["t8", "t9"]]
+    assert {p.num_cpus for wave in waves for p in wave} == {0.9}
+
+
+def test_free_cpus_become_more_actors() -> None:
+    """64 CPUs: 8 threads are enough for one actor, so that there are 7 of them, and 7.8 CPUs left."""
+    (wave,) = plan_waves(teachers(2), {"CPU": 64}, may_grow=False)
+    assert [(p.num_cpus, p.threads, p.min_actors, p.max_actors) for p in wave] == [
+        (8.0, 8, 1, 4),
+        (8.0, 8, 1, 3),
+    ]
+
+
+def test_no_teacher_no_wave() -> None:
+    assert plan_waves([], {"CPU": 2}, may_grow=False) == []
+
+
+# -- GPUs ------------------------------------------------------------------------------------------------
+
+
+def test_more_teachers_than_gpus() -> None:
+    waves = plan_waves(teachers(4), {"CPU": 16, "GPU": 2}, may_grow=False)
+    assert names(waves) == [["t0", "t1"], ["t2", "t3"]]
+    assert {(p.num_gpus, p.num_cpus, p.max_actors) for wave in waves for p in wave} == {(1.0, 1.0, 1)}
+
+
+def test_free_gpus_become_more_actors() -> None:
+    (wave,) = plan_waves(teachers(2), {"CPU": 32, "GPU": 8}, may_grow=False)
+    assert [p.max_actors for p in wave] == [4, 4]
+
+
+def test_gpus_are_not_left_idle_for_want_of_cpus() -> None:
+    assert shape(plan_waves(teachers(4), {"CPU": 4, "GPU": 4}, may_grow=False)) == [4]
+    ((pool,),) = plan_waves(teachers(1), {"CPU": 1, "GPU": 1}, may_grow=False)
+    assert (pool.num_cpus, pool.num_gpus) == (0.8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "gpus", "waves"),
+    [
+        (0.25, 1, [4, 4]),
+        (0.5, 2, [4, 4]),
+        (0.6, 2, [2, 2, 2, 2]),  # 1.2 of 2, but two of them do not fit one GPU
+        (2.0, 4, [2, 2, 2, 2]),
+        (2.0, 3, [1] * 8),
+    ],
+)
+def test_shared_and_several_gpus(fraction: float, gpus: int, waves: list[int]) -> None:
+    plans = plan_waves(teachers(8, num_gpus=fraction), {"CPU": 64, "GPU": gpus}, may_grow=False)
+    assert shape(plans) == waves
+
+
+def test_gpu_and_cpu_teachers_share_a_wave() -> None:
+    mixed = [teacher("g"), teacher("c", num_gpus=0)]
+    (wave,) = plan_waves(mixed, {"CPU": 8, "GPU": 1}, may_grow=False)
+    assert [(p.num_gpus, p.num_cpus) for p in wave] == [(1.0, 1.0), (0.0, 3.9)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cluster", "expected"),
+    [
+        (None, {"CPU": 8}, False),
+        (None, {"CPU": 8, "GPU": 1}, True),
+        (0, {"CPU": 8, "GPU": 1}, False),
+        (0.5, {"CPU": 8}, True),
+    ],
+)
+def test_on_gpu(wanted: float | None, cluster: dict[str, float], expected: bool) -> None:
+    assert on_gpu(ActorResources(num_gpus=wanted), cluster) is expected
+
+
+# -- what the configuration says -------------------------------------------------------------------------
+
+
+def test_explicit_resources_are_honoured() -> None:
+    wanted = teacher(
+        "t", num_cpus=3, num_gpus=1, accelerator_type="A100", min_actors=2, max_actors=5, threads=2
+    )
+    ((pool,),) = plan_waves([wanted], {"CPU": 64, "GPU": 8}, may_grow=False)
+    assert pool == PoolPlan("t", 3.0, 1.0, "A100", 2, 5, 2)
+    ((pool,),) = plan_waves([wanted], {"CPU": 64, "GPU": 8}, may_grow=True)
+    assert pool.max_actors == 5
+
+
+def test_small_explicit_actors_share_a_wave() -> None:
+    assert shape(plan_waves(teachers(10, num_cpus=0.1), {"CPU": 2}, may_grow=False)) == [10]
+
+
+def test_several_actors_at_least_share_what_is_there() -> None:
+    (wave,) = plan_waves(teachers(2, min_actors=3), {"CPU": 2}, may_grow=False)
+    assert [(p.num_cpus, p.min_actors) for p in wave] == [(0.3, 3)] * 2
+
+
+def test_a_pool_with_a_maximum_leaves_the_rest_to_others() -> None:
+    (wave,) = plan_waves([teacher("a", max_actors=1), teacher("b")], {"CPU": 64}, may_grow=False)
+    assert [p.max_actors for p in wave] == [1, 6]
+
+
+# -- too much --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("resources", "cluster"),
+    [
+        ({"num_cpus": 4}, {"CPU": 4}),  # nothing would be left for the light tasks
+        ({"num_gpus": 1}, {"CPU": 4}),
+        ({"num_gpus": 2}, {"CPU": 4, "GPU": 1}),
+        ({"num_cpus": 1, "min_actors": 4}, {"CPU": 4}),
+        ({"min_actors": 100}, {"CPU": 2}),
+        ({"num_gpus": 0.6, "min_actors": 3}, {"CPU": 8, "GPU": 2}),
+    ],
+)
+def test_more_than_a_machine_has(resources: dict[str, Any], cluster: dict[str, float]) -> None:
+    wanted = [*teachers(2), teacher("big", **resources)]
+    with pytest.raises(
+        ResourceError, match=r"^teacher 'big' asks for .* this machine offers .*; lower"
+    ) as refusal:
+        plan_waves(wanted, cluster, may_grow=False)
+    assert "\n" not in str(refusal.value)
+    waves = plan_waves(wanted, cluster, may_grow=True)
+    assert [pool for wave in waves for pool in wave][-1].teacher == "big"
+    assert names(waves)[-1] == ["big"], "it waits for new nodes alone"
+
+
+def test_the_message_says_what_is_there() -> None:
+    with pytest.raises(ResourceError) as refusal:
+        plan_waves(teachers(1, num_cpus=3, min_actors=2), {"CPU": 4}, may_grow=False)
+    assert str(refusal.value) == (
+        "teacher 't0' asks for 6 CPUs and 0 GPUs, but this machine offers 3.8 and 0 beside the 0.2 CPUs that light "
+        "tasks need; lower its resources or use a larger cluster"
+    )
+
+
+# -- clusters --------------------------------------------------------------------------------------------
+
+
+def test_an_empty_cluster_that_may_grow() -> None:
+    waves = plan_waves(teachers(3), {}, may_grow=True)
+    assert names(waves) == [["t0"], ["t1"], ["t2"]]
+    for (pool,), _ in zip(waves, range(3), strict=True):
+        assert (pool.num_cpus, pool.threads, pool.min_actors) == (1.0, 1, 1)
+        assert pool.max_actors >= 100, "a pool that stays small would never make the cluster grow"
+
+
+def test_an_actor_fits_a_node() -> None:
+    """Three nodes of 4 CPUs are not one of 12: shares of 2.95 would leave the fourth actor without a place."""
+    nodes = [{"CPU": 4.0}] * 3
+    (wave,) = plan_waves(teachers(4), {"CPU": 12}, may_grow=True, nodes=nodes)
+    assert [p.num_cpus for p in wave] == [2.0] * 4
+    ((pool,),) = plan_waves(teachers(1), {"CPU": 12}, may_grow=True, nodes=nodes)
+    assert pool.num_cpus == 4.0
+    assert shape(plan_waves(teachers(4, num_cpus=3), {"CPU": 12}, may_grow=True, nodes=nodes)) == [3, 1]
+    with pytest.raises(ResourceError):
+        plan_waves(teachers(1, num_cpus=5), {"CPU": 12}, may_grow=False, nodes=nodes)
+
+
+def test_gpus_of_two_nodes_are_not_one_pair() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 1.0}] * 2
+    with pytest.raises(ResourceError):
+        plan_waves(teachers(1, num_gpus=2), {"CPU": 16, "GPU": 2}, may_grow=False, nodes=nodes)
+    assert shape(plan_waves(teachers(2), {"CPU": 16, "GPU": 2}, may_grow=False, nodes=nodes)) == [2]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "count", "most", "share"),
+    [
+        ([4, 4, 4], 3, 8, 4.0),
+        ([4, 4, 4], 4, 8, 2.0),
+        ([4, 4, 4], 7, 8, 1.33),
+        ([64, 4], 2, 16, 16.0),
+        ([64, 4], 2, 64, 32.0),
+        ([0.1], 3, 8, 0.0),
+        ([0.15], 3, 8, 0.05),
+        ([], 1, 8, 0.0),
+    ],
+)
+def test_equal_share(cpus: list[float], count: int, most: float, share: float) -> None:
+    assert equal_share([{"CPU": c} for c in cpus], count, most) == share
+
+
+def test_equal_share_counts_gpus_where_they_are() -> None:
+    nodes = [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}]
+    assert equal_share(nodes, 2, 16, num_gpus=1) == 4.0
+    assert equal_share(nodes, 5, 16, num_gpus=1) == 4.0, "more than the GPUs hold wait for another wave"
+    assert equal_share(nodes, 4, 16, num_gpus=0.5) == 2.0
+    assert equal_share(nodes[:1], 2, 16, num_gpus=1) == 0.0
+
+
+# -- properties ------------------------------------------------------------------------------------------
+
+_RESOURCES = st.fixed_dictionaries(
+    {},
+    optional={
+        "num_cpus": st.sampled_from([0.1, 0.5, 1.0, 2.0, 6.0]),
+        "num_gpus": st.sampled_from([0, 0.25, 0.4, 1, 2]),
+        "min_actors": st.integers(1, 3),
+    },
+)
+_NODES = st.lists(
+    st.fixed_dictionaries(
+        {"CPU": st.sampled_from([0.0, 1.0, 2.0, 4.0, 16.0]), "GPU": st.sampled_from([0.0, 1.0, 4.0])}
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(wanted=st.lists(_RESOURCES, max_size=12), nodes=_NODES, may_grow=st.booleans())
+def test_every_wave_fits_and_every_teacher_has_its_turn(
+    wanted: list[dict[str, Any]], nodes: list[dict[str, float]], may_grow: bool
+) -> None:
+    cluster = {kind: sum(node[kind] for node in nodes) for kind in ("CPU", "GPU")}
+    all_teachers = [teacher(f"t{i}", **resources) for i, resources in enumerate(wanted)]
+    try:
+        waves = plan_waves(all_teachers, cluster, may_grow=may_grow, nodes=nodes)
+    except ResourceError:
+        assert not may_grow
+        return
+    assert [name for wave in names(waves) for name in wave] == [t.name for t in all_teachers]
+    assert all(waves)
+    for wave in waves:
+        fits = all(
+            sum(getattr(p, need) * p.min_actors for p in wave) <= there + 1e-6
+            for need, there in (
+                ("num_cpus", max(cluster["CPU"] - 2 * LIGHT_TASK_CPUS, 0)),
+                ("num_gpus", cluster["GPU"]),
+            )
+        )
+        assert fits or (may_grow and len(wave) == 1)
+        for pool in wave:
+            assert 1 <= pool.min_actors <= pool.max_actors
+            assert pool.num_cpus > 0 and pool.threads >= 1
+            if not may_grow:
+                assert any(node["CPU"] >= pool.num_cpus and node["GPU"] >= pool.num_gpus for node in nodes)
+
+
+@given(cpus=st.integers(1, 256), count=st.integers(1, 300))
+def test_plain_teachers_fit_any_machine(cpus: int, count: int) -> None:
+    waves = plan_waves(teachers(count), {"CPU": cpus}, may_grow=False)
+    assert sum(shape(waves)) == count
+    assert len(waves) == -(-count // cpus), "as few waves as one CPU per teacher allows"
+    for wave in waves:
+        assert sum(p.num_cpus * p.max_actors for p in wave) <= cpus - 2 * LIGHT_TASK_CPUS + 1e-6

@@ -1,0 +1,213 @@
+"""Ray's start-up, the mailbox, and user errors that cross process borders."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from muki_ray.errors import ConfigError, ResourceError, StudentError, TeacherError, UserError
+from muki_ray.runtime import Messenger, connected, listening, ray, user_error
+
+SENTENCE = "teacher 'x' is broken; mend it"
+
+
+# -- joining ---------------------------------------------------------------------------------------------
+
+
+def test_connected_joins_what_is_there(ray_session: None) -> None:
+    with connected() as cluster:
+        assert cluster.resources["CPU"] == 4
+        assert cluster.may_grow
+        assert [node["CPU"] for node in cluster.nodes] == [4]
+    assert ray.is_initialized(), "what was there before stays"
+
+
+# -- messages --------------------------------------------------------------------------------------------
+
+
+class _Inbox:
+    """Collects messages; `wait` until so many are there."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, Any]] = []
+        self.changed = threading.Condition()
+
+    def __call__(self, kind: str, content: Any) -> None:
+        with self.changed:
+            self.messages.append((kind, content))
+            self.changed.notify_all()
+
+    def wait(self, count: int) -> bool:
+        with self.changed:
+            return self.changed.wait_for(lambda: len(self.messages) >= count, timeout=60)
+
+
+def test_all_messages_arrive_in_order(ray_session: None) -> None:
+    inbox = _Inbox()
+    with listening(inbox, every=0.01) as messenger:
+        for i in range(300):
+            messenger.send("mine", i)
+            if i == 100:
+                assert inbox.wait(50), "messages are handled while the block runs"
+    assert inbox.messages == [("mine", i) for i in range(300)]
+
+
+def test_messages_sent_just_before_the_end_are_not_lost(ray_session: None) -> None:
+    inbox = _Inbox()
+    with listening(inbox, every=3600) as messenger:
+        messenger.send("last", {"rows": 3})
+    assert inbox.messages == [("last", {"rows": 3})]
+
+
+def test_workers_send_too(ray_session: None) -> None:
+    @ray.remote(num_cpus=0.1)
+    def work(messenger: Messenger, name: str) -> None:
+        for i in range(5):
+            messenger.send(name, i)
+
+    inbox = _Inbox()
+    with listening(inbox, every=0.05) as messenger:
+        ray.get([work.remote(messenger, name) for name in "ab"])
+        assert inbox.wait(10)
+    for name in "ab":
+        assert [content for kind, content in inbox.messages if kind == name] == list(range(5))
+
+
+def test_a_lost_mailbox_is_not_the_senders_problem(ray_session: None) -> None:
+    @ray.remote(num_cpus=0.1)
+    def work(messenger: Messenger) -> str:
+        messenger.send("late", 1)
+        return "done"
+
+    inbox = _Inbox()
+    with listening(inbox, every=0.05) as messenger:
+        messenger.send("first", 0)
+        assert inbox.wait(1)
+        ray.kill(messenger.actor)
+        with pytest.raises(ray.exceptions.RayActorError):
+            for _ in range(600):  # until its death is known here
+                ray.get(messenger.actor.take.remote())
+                time.sleep(0.05)
+        messenger.send("late", 0)
+        assert ray.get(work.remote(messenger)) == "done"
+    assert inbox.messages == [("first", 0)]
+
+
+def test_a_handler_that_fails_stops_nothing(ray_session: None, caplog: pytest.LogCaptureFixture) -> None:
+    seen = []
+
+    def handle(kind: str, content: Any) -> None:
+        seen.append(content)
+        if content == 1:
+            raise OSError("the tracking server is away")
+
+    with listening(handle, every=0.01) as messenger:
+        for i in range(3):
+            messenger.send("step", i)
+    assert seen == [0, 1, 2]
+    (record,) = [record for record in caplog.records if record.exc_info]
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "the tracking server is away"
+
+
+def test_an_error_in_the_block_comes_through_and_ends_the_thread(ray_session: None) -> None:
+    with pytest.raises(KeyError, match="mine"), listening(_Inbox(), every=0.01):
+        raise KeyError("mine")
+    assert "muki-ray-messages" not in {thread.name for thread in threading.enumerate()}
+
+
+# -- user errors -----------------------------------------------------------------------------------------
+
+
+def caught(ref: Any) -> Exception:
+    with pytest.raises(Exception) as failure:
+        ray.get(ref)
+    return failure.value
+
+
+def check(error: BaseException, kind: type[UserError] = TeacherError) -> None:
+    found = user_error(error)
+    assert type(found) is kind
+    assert str(found) == SENTENCE
+
+
+def test_behind_a_task_error(ray_session: None) -> None:
+    @ray.remote(num_cpus=0.1)
+    def fail() -> None:
+        raise TeacherError(SENTENCE)
+
+    error = caught(fail.remote())
+    assert "\n" in str(error), "what Ray raises shows a traceback"
+    check(error)
+
+
+def test_behind_two_tasks(ray_session: None) -> None:
+    @ray.remote(num_cpus=0.1)
+    def inner() -> None:
+        raise TeacherError(SENTENCE)
+
+    @ray.remote(num_cpus=0.1)
+    def outer() -> None:
+        ray.get(inner.remote())
+
+    check(caught(outer.remote()))
+
+
+def test_behind_actor_errors(ray_session: None) -> None:
+    class Failing:
+        def __init__(self, healthy: bool) -> None:
+            if not healthy:
+                raise TeacherError(SENTENCE)
+
+        def fail(self) -> None:
+            raise TeacherError(SENTENCE)
+
+    Actor: Any = ray.remote(num_cpus=0.1)(Failing)
+    check(caught(Actor.remote(True).fail.remote()))
+    never = Actor.remote(False)
+    error = caught(never.fail.remote())
+    assert isinstance(error, ray.exceptions.RayActorError)
+    check(error)
+
+
+def _raised(first: Exception, second: Exception, cause: Exception | None) -> Exception:
+    try:
+        try:
+            raise first
+        except Exception:
+            if cause is None:
+                raise second  # noqa: B904 (the point: only a context)
+            raise second from cause
+    except Exception as error:
+        return error
+
+
+def test_behind_causes_and_contexts() -> None:
+    wanted = StudentError(SENTENCE)
+    check(wanted, StudentError)
+    check(_raised(wanted, ValueError("y"), None), StudentError)
+    check(_raised(ValueError("x"), ValueError("y"), wanted), StudentError)
+    check(_raised(ValueError("x"), ValueError("y"), _raised(wanted, KeyError("z"), None)), StudentError)
+
+
+def test_behind_failures_of_ray_train() -> None:
+    from ray.train import ControllerError, WorkerGroupError
+
+    failures = {0: RuntimeError("connection reset"), 1: ResourceError(SENTENCE)}
+    check(WorkerGroupError("two workers failed", failures), ResourceError)
+    check(ControllerError(ConfigError(SENTENCE)), ConfigError)
+
+
+def test_other_errors_are_not_the_users(ray_session: None) -> None:
+    @ray.remote(num_cpus=0.1)
+    def fail() -> None:
+        raise ValueError("a defect")
+
+    assert user_error(caught(fail.remote())) is None
+    assert user_error(ValueError("x", ValueError("y"))) is None
+    loop = ValueError("its own cause")
+    loop.__context__ = _raised(loop, KeyError("z"), loop)
+    assert user_error(loop) is None
