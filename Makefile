@@ -9,24 +9,28 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types setup clean
+.PHONY: demo test lint types clean
 
-setup: .venv/installed
+# each marker is younger than the environment it stands for
+.venv/demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	touch $@
 
-.venv/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
+.venv/dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
 	touch $@
 
-demo: setup
+demo: .venv/demo
 	$(BIN)/python examples/prepare_demo.py
 	$(BIN)/python jobs/integrate.py examples/demo.yaml
 
-lint: setup
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: setup
+types: .venv/dev
 	$(BIN)/mypy
 
 test: lint types

@@ -100,10 +100,15 @@ class Folder:
             raise StoreError(f"{self._shown(name)} is not JSON ({error}); delete it and run again") from error
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
-        """Content of a Parquet file."""
-        data = self.read_bytes(name)
+        """Content of a Parquet file; with `columns`, only those are fetched."""
+        filesystem, root = self._opened
         try:
-            return pq.read_table(io.BytesIO(data), columns=columns)
+            if columns is None:
+                return pq.read_table(io.BytesIO(self.read_bytes(name)))
+            with filesystem.open_input_file(f"{root}/{name}") as stream:
+                return pq.read_table(stream, columns=columns)
+        except FileNotFoundError:
+            raise
         except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
             raise StoreError(
                 f"{self._shown(name)} is not readable Parquet ({error}); delete it and run again"

@@ -19,7 +19,7 @@ from muki_ray.config import MukiMethod
 from muki_ray.integration import integrate
 from muki_ray.labels import LabelSpace
 from muki_ray.statistics import CorpusStatistics
-from muki_ray.teachers.evidence import EvidenceArrays
+from muki_ray.teachers.evidence import EvidenceArrays, float_lists
 from muki_ray.uncertainty import scores
 
 # part of every supervision fingerprint: raise it when the meaning of a column changes
@@ -74,10 +74,10 @@ def supervise(
         {
             "row_id": kept["row_id"],
             **texts,
-            "target": _lists(result.targets),
+            "target": float_lists(result.targets),
             "weight": pa.array(result.weights, pa.float32()),
             "teacher": pa.array([space.teachers[m] for m in result.teacher], pa.string()),
-            "scores": _lists(scores_NM),
+            "scores": float_lists(scores_NM),
         }
     )
     return ShardSupervision(table, quarantine, statistics, float(result.weights.sum()))
@@ -89,9 +89,3 @@ def _margins(scores_NM: np.ndarray) -> np.ndarray:
         return np.ones(len(scores_NM))
     top = np.sort(scores_NM, axis=1)
     return np.asarray(top[:, -1] - top[:, -2])
-
-
-def _lists(values: np.ndarray) -> pa.Array:
-    rows, width = values.shape
-    offsets = pa.array(np.arange(0, (rows + 1) * width, width), pa.int32())  # raises where it would overflow
-    return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).reshape(-1)))

@@ -111,18 +111,8 @@ def _read(folder: Path) -> tuple[Any, Any]:
         except Exception as problem:  # whatever files from outside make the library raise
             raise StudentError(f"student: cannot read {str(folder)!r}: {line(problem)}") from problem
         tokenizer = load_tokenizer(folder, _WHAT)
-        _check_vocabulary(tokenizer, folder)
         set_padding(tokenizer, base, _WHAT)
     return base, tokenizer
-
-
-def _check_vocabulary(tokenizer: Any, folder: Path) -> None:
-    """Without any file Transformers may build a tokenizer of its own that knows no word."""
-    files = set(tokenizer.vocab_files_names.values())
-    if files and not any((folder / name).is_file() for name in files):
-        raise StudentError(
-            f"student: no tokenizer in {str(folder)!r} (none of {', '.join(sorted(files))}); save it beside the model"
-        )
 
 
 def _check_encoder(model: Any, info: dict[str, Any]) -> None:

@@ -55,17 +55,18 @@ class EvidenceArrays:
         return TeacherEvidence(self.logits[rows], None if self.mc_probs is None else self.mc_probs[rows])
 
 
-def _lists(values: NDArray[np.float32]) -> pa.Array:
+def float_lists(values: NDArray[np.floating]) -> pa.Array:
+    """Rows of a matrix as a `list<float>` column: what any reader of Parquet understands."""
     rows, width = values.shape
-    offsets = pa.array(np.arange(0, (rows + 1) * width, width, dtype=np.int32))
-    return pa.ListArray.from_arrays(offsets, pa.array(np.ascontiguousarray(values).reshape(-1), pa.float32()))
+    offsets = pa.array(np.arange(0, (rows + 1) * width, width), pa.int32())  # raises where it would overflow
+    return pa.ListArray.from_arrays(offsets, pa.array(values.astype(np.float32).reshape(-1)))
 
 
 def to_table(row_ids: NDArray[np.int64], evidence: EvidenceArrays) -> pa.Table:
     """Arrays of one shard as a table of `SCHEMA`."""
-    columns = [pa.array(row_ids, pa.int64()), _lists(evidence.logits)]
+    columns = [pa.array(row_ids, pa.int64()), float_lists(evidence.logits)]
     columns.append(
-        pa.nulls(len(row_ids), _FLOATS) if evidence.mc_probs is None else _lists(evidence.mc_probs)
+        pa.nulls(len(row_ids), _FLOATS) if evidence.mc_probs is None else float_lists(evidence.mc_probs)
     )
     columns.extend(
         pa.nulls(len(row_ids), pa.float32()) if scalar is None else pa.array(scalar, pa.float32())

@@ -20,7 +20,7 @@ _CURVE_POINTS = 200
 def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
     """Train the student, unless it is there already; returns the training's name."""
     config = run.config
-    cpus, _ = worker_cpus(config.training, cluster.resources)
+    cpus, _ = worker_cpus(config.training, cluster.resources, cluster.nodes)
     split = plan_split(folder, facts["rows_per_part"], config.training.validation, config.training.seed)
     scale = facts["weight_mean"] if config.method.weights == "normalize" else 1.0
     supervision = Supervision(folder, tuple(facts["rows_per_part"]), split, scale)
@@ -59,5 +59,11 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
 
         with listening(handle) as messenger:
             return train_student(
-                job, name, run.folder.checkpoints, cluster.resources, cluster.may_grow, messenger
+                job,
+                name,
+                run.folder.checkpoints,
+                cluster.resources,
+                cluster.may_grow,
+                messenger,
+                cluster.nodes,
             )

@@ -34,7 +34,11 @@ def score_and_integrate(
         for task in tasks
     }
     total = sum(c.rows_out for c in run.corpora) * len(tasks)
-    waves = plan_waves(waiting, cluster.resources, may_grow=cluster.may_grow) if waiting else []
+    waves = (
+        plan_waves(waiting, cluster.resources, may_grow=cluster.may_grow, nodes=cluster.nodes)
+        if waiting
+        else []
+    )
     folder = supervision_folder(tasks, run.space, config.method, run.folder)
     facts = folder.manifest()
     began = time.monotonic()
