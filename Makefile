@@ -14,12 +14,12 @@ export TOKENIZERS_PARALLELISM ?= false
 # each marker is younger than the environment it stands for
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,demo]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,demo]'
 	touch $@
 
 demo: .venv/demo

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from pyarrow import fs
 
 from muki_ray.errors import ConfigError, StoreError
@@ -152,39 +149,9 @@ def test_other_schemes_go_through_fsspec() -> None:
 # -- S3 --------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A server with the S3 API; the address ends with its port."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
-@pytest.fixture
-def bucket(server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
-    """A fresh bucket, and the environment that leads to it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
-    name = request.node.name.replace("_", "-")[:63].strip("-")
-    s3 = fs.S3FileSystem(
-        endpoint_override=server.removeprefix("http://"),
-        scheme="http",
-        region="us-east-1",
-        allow_bucket_creation=True,
-    )
-    s3.create_dir(name)
-    return name
-
-
-def test_a_run_folder_in_s3(bucket: str) -> None:
-    folder = RunFolder(f"s3://{bucket}/run").corpus("abc")
-    assert folder.location == f"s3://{bucket}/run/corpus/abc"
+def test_a_run_folder_in_s3(s3_bucket: str) -> None:
+    folder = RunFolder(f"s3://{s3_bucket}/run").corpus("abc")
+    assert folder.location == f"s3://{s3_bucket}/run/corpus/abc"
     assert folder.names() == set()
     assert not folder.has("x")
     assert folder.manifest() is None
@@ -203,74 +170,76 @@ def test_a_run_folder_in_s3(bucket: str) -> None:
         folder.manifest()
 
 
-def test_a_slash_at_the_end_is_the_same_folder(bucket: str) -> None:
-    Folder(f"s3://{bucket}/run/").write_bytes("x", b"1")
-    assert Folder(f"s3://{bucket}/run").read_bytes("x") == b"1"
-    assert Folder(f"s3://{bucket}/run").names() == {"x"}
+def test_a_slash_at_the_end_is_the_same_folder(s3_bucket: str) -> None:
+    Folder(f"s3://{s3_bucket}/run/").write_bytes("x", b"1")
+    assert Folder(f"s3://{s3_bucket}/run").read_bytes("x") == b"1"
+    assert Folder(f"s3://{s3_bucket}/run").names() == {"x"}
 
 
-def test_what_the_name_says_does_not_change_the_bytes(bucket: str, tmp_path: Path) -> None:
+def test_what_the_name_says_does_not_change_the_bytes(s3_bucket: str, tmp_path: Path) -> None:
     data = b"plain" * 100
-    for location in (f"s3://{bucket}/run", str(tmp_path)):
+    for location in (f"s3://{s3_bucket}/run", str(tmp_path)):
         Folder(location).write_bytes("report.gz", data)
         assert Folder(location).read_bytes("report.gz") == data
-    assert open_location(f"s3://{bucket}/run")[0].get_file_info(f"{bucket}/run/report.gz").size == len(data)
+    assert open_location(f"s3://{s3_bucket}/run")[0].get_file_info(f"{s3_bucket}/run/report.gz").size == len(
+        data
+    )
 
 
-def test_a_bucket_that_is_not_there(bucket: str) -> None:
-    folder = Folder(f"s3://{bucket}-none/run")
+def test_a_bucket_that_is_not_there(s3_bucket: str) -> None:
+    folder = Folder(f"s3://{s3_bucket}-none/run")
     assert not folder.has("x")
     assert folder.names() == set()
     assert not exists(folder.location)
 
 
-def test_copy_tree_to_and_from_s3(bucket: str, tmp_path: Path) -> None:
+def test_copy_tree_to_and_from_s3(s3_bucket: str, tmp_path: Path) -> None:
     (tmp_path / "a" / "deep").mkdir(parents=True)
     (tmp_path / "a" / "one").write_text("1")
     (tmp_path / "a" / "deep" / "two").write_text("2")
-    copy_tree(str(tmp_path / "a"), f"s3://{bucket}/copy")
-    assert exists(f"s3://{bucket}/copy/deep/two")
-    copy_tree(f"s3://{bucket}/copy", str(tmp_path / "back"))
+    copy_tree(str(tmp_path / "a"), f"s3://{s3_bucket}/copy")
+    assert exists(f"s3://{s3_bucket}/copy/deep/two")
+    copy_tree(f"s3://{s3_bucket}/copy", str(tmp_path / "back"))
     assert (tmp_path / "back" / "one").read_text() == "1"
     assert (tmp_path / "back" / "deep" / "two").read_text() == "2"
 
 
 def test_an_endpoint_in_the_uri_wins_over_the_environment(
-    bucket: str, server: str, monkeypatch: pytest.MonkeyPatch
+    s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Folder(f"s3://{bucket}/run").write_bytes("x", b"1")
-    host = server.removeprefix("http://")
+    Folder(f"s3://{s3_bucket}/run").write_bytes("x", b"1")
+    host = s3_server.removeprefix("http://")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nothing listens there
-    folder = Folder(f"s3://{bucket}?scheme=http&endpoint_override={host}&region=us-east-1").sub("run")
+    folder = Folder(f"s3://{s3_bucket}?scheme=http&endpoint_override={host}&region=us-east-1").sub("run")
     assert folder.read_bytes("x") == b"1"
 
 
 def test_credentials_in_the_uri_keep_the_endpoint_of_the_environment(
-    bucket: str, monkeypatch: pytest.MonkeyPatch
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    folder = Folder(f"s3://key:secret@{bucket}/run")
+    folder = Folder(f"s3://key:secret@{s3_bucket}/run")
     folder.write_bytes("x", b"1")
     assert folder.names() == {"x"}
 
 
 def test_the_s3_endpoint_wins_over_the_general_one(
-    bucket: str, server: str, monkeypatch: pytest.MonkeyPatch
+    s3_bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server)
-    assert exists(f"s3://{bucket}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", s3_server)
+    assert exists(f"s3://{s3_bucket}")
 
 
-def test_the_region_of_the_uri_counts_beside_the_endpoint_of_the_environment(bucket: str) -> None:
-    filesystem, path = open_location(f"s3://{bucket}/run?region=eu-west-3")
+def test_the_region_of_the_uri_counts_beside_the_endpoint_of_the_environment(s3_bucket: str) -> None:
+    filesystem, path = open_location(f"s3://{s3_bucket}/run?region=eu-west-3")
     assert isinstance(filesystem, fs.S3FileSystem)
-    assert (filesystem.region, path) == ("eu-west-3", f"{bucket}/run")
+    assert (filesystem.region, path) == ("eu-west-3", f"{s3_bucket}/run")
 
 
-def test_an_endpoint_without_a_scheme_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_endpoint_without_a_scheme_is_refused(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # taken as it is, it would mean the public service
     monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
     with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL is 'localhost:9000', not of the form http://"):
-        open_location(f"s3://{bucket}/run")
+        open_location(f"s3://{s3_bucket}/run")

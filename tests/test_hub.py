@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 from safetensors.torch import save_file
 
 from muki_ray.errors import ConfigError, StudentError, TeacherError
@@ -180,38 +176,15 @@ def test_pickles_count_only_where_they_would_be_loaded(folder: Path) -> None:
 # -- S3 ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """A server with the S3 API; the address ends with its port."""
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
 @pytest.fixture
-def remote(
-    server: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> str:
-    """The folder in a fresh bucket, and the environment that leads to it."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", server)
+def remote(s3_bucket: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The folder in a fresh bucket."""
     monkeypatch.setenv("MUKI_RAY_CACHE", str(tmp_path / "cache"))
-    bucket = re.sub("[^a-z0-9]+", "-", request.node.name)[:63].strip("-")
-    host = server.removeprefix("http://")
-    fs.S3FileSystem(
-        endpoint_override=host, scheme="http", region="us-east-1", allow_bucket_creation=True
-    ).create_dir(bucket)
     (folder / "checkpoint-10").mkdir()
     (folder / "checkpoint-10" / "model.safetensors").write_bytes(b"large")
     (folder / "optimizer.pt").write_bytes(b"larger")
-    copy_tree(str(folder), f"s3://{bucket}/models/one")
-    return f"s3://{bucket}/models/one"
+    copy_tree(str(folder), f"s3://{s3_bucket}/models/one")
+    return f"s3://{s3_bucket}/models/one"
 
 
 def test_s3_is_copied_once(remote: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from moto.server import ThreadedMotoServer
-from pyarrow import fs
 from transformers import AutoModelForSequenceClassification
 
 from muki_ray.errors import StoreError
@@ -87,28 +83,8 @@ def test_a_marker_that_names_no_training(content: bytes, tmp_path: Path) -> None
         exported(student)
 
 
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket of a real S3 server on this machine."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "dummy")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "dummy")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    client = fs.S3FileSystem(
-        endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-    )
-    client.create_dir("exports")
-    yield "s3://exports"
-    server.stop()
-
-
-def test_to_and_from_an_object_store(checkpoint: Path, bucket: str) -> None:
-    student = Folder(f"{bucket}/run/student")
+def test_to_and_from_an_object_store(checkpoint: Path, s3_bucket: str) -> None:
+    student = Folder(f"s3://{s3_bucket}/run/student")
     assert exported(student) is None
     student.write_bytes("model-00002-of-00002.safetensors", b"old")
     export(str(checkpoint), student)
@@ -117,7 +93,7 @@ def test_to_and_from_an_object_store(checkpoint: Path, bucket: str) -> None:
     assert not student.has("model-00002-of-00002.safetensors")
     assert not student.has(STATE_FILE)
     assert student.read_bytes("model.safetensors") == (checkpoint / "model.safetensors").read_bytes()
-    again = Folder(f"{bucket}/other/student")
+    again = Folder(f"s3://{s3_bucket}/other/student")
     export(student.location, again)
     assert exported(again) is None
     assert again.read_bytes("config.json") == (checkpoint / "config.json").read_bytes()
