@@ -25,6 +25,7 @@ from pydantic import (
 
 from muki_ray.config_input import first_problem, override, read_yaml
 from muki_ray.errors import ConfigError
+from muki_ray.filesystem import redact_all
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -386,5 +387,5 @@ def load_config(path: str, overrides: Iterable[str] = ()) -> IntegrateConfig:
 
 
 def to_yaml(config: IntegrateConfig) -> str:
-    """The resolved configuration, every default spelled out."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The resolved configuration, every default spelled out; URIs without their credentials."""
+    return yaml.safe_dump(redact_all(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True)

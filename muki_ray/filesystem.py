@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 
 import pyarrow as pa
@@ -60,6 +62,15 @@ def redact(location: str) -> str:
 def _scrub(text: str) -> str:
     """An error's text with every URI in it redacted."""
     return _URI.sub(lambda match: redact(match.group()), text)
+
+
+def redact_all(value: Any) -> Any:
+    """A copy of nested mappings and lists in which every string is safe to store."""
+    if isinstance(value, Mapping):
+        return {key: redact_all(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact_all(inner) for inner in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:

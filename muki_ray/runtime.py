@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import Any
 
 # read by Ray when it is imported or starts; a user's own settings win
 for _name, _value in {
-    "RAY_BACKEND_LOG_LEVEL": "error",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_DEDUP_LOGS": "1",
@@ -26,6 +27,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+from ray._private.utils import read_ray_address  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from muki_ray.errors import ResourceError, UserError  # noqa: E402
@@ -72,23 +74,63 @@ def connected() -> Iterator[Cluster]:
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    local = False
-    try:
-        ray.init(address="auto", **options)
-    except ConnectionError as error:
-        if os.environ.get("RAY_ADDRESS"):
-            raise ResourceError(
-                f"no Ray cluster answers at RAY_ADDRESS={os.environ['RAY_ADDRESS']!r} ({error}); start one or unset RAY_ADDRESS"
-            ) from error
+    address = _standing_address()
+    if address is None:
         # a private cluster on the loopback address: a token would be left in the user's home, and then be
         # asked for by every cluster started later on this machine
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        ray.init(address="local", include_dashboard=False, **options)
-        local = True
+        options |= {"include_dashboard": False}
+    with _muffled():
+        ray.init(address=address or "local", **options)
     try:
-        yield _cluster(may_grow=not local)
+        yield _cluster(may_grow=address is not None)
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _muffled() -> Iterator[None]:
+    """Without what Ray's C++ side writes to stderr while it starts: its log level, on every start.
+
+    Failures to start are Python exceptions and get through.
+    """
+    kept = os.dup(2)
+    silence = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(silence, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(silence)
+
+
+def _standing_address() -> str | None:
+    """Address of the cluster to join; None to start one here.
+
+    Ray itself waits minutes for a cluster that is gone, such as one whose `ray start` was killed: so ask first.
+    """
+    named = os.environ.get("RAY_ADDRESS", "")
+    if named == "local":
+        return None
+    if named not in ("", "auto"):
+        if "://" not in named and not _answers(named):
+            raise ResourceError(
+                f"no Ray cluster answers at RAY_ADDRESS={named!r}; start one or unset RAY_ADDRESS"
+            )
+        return named
+    left = read_ray_address()
+    return left if left and _answers(left) else None
+
+
+def _answers(address: str) -> bool:
+    """Whether something listens at `host:port`."""
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 class _Mailbox:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from muki_ray.config import (
@@ -352,3 +353,15 @@ def test_yaml_anchors_and_merge_keys_still_work(tmp_path: Path) -> None:
         ("a", "float32"),
         ("b", "float32"),
     ]
+
+
+def test_the_resolved_configuration_holds_no_credentials() -> None:
+    content = {
+        "teachers": [{"name": "one", "model": "s3://key:hush@bucket/one"}],
+        "corpus": {"path": ["s3://key:hush@bucket/a.parquet", "b.parquet"]},
+        "student": {"model": "base"},
+        "output": "s3://bucket/run",
+    }
+    text = to_yaml(parse_config(content))
+    assert "hush" not in text
+    assert yaml.safe_load(text)["corpus"]["path"] == ["s3://bucket/a.parquet", "b.parquet"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from typing import Any
 
 import pytest
 
+from muki_ray import runtime
 from muki_ray.errors import ConfigError, ResourceError, StudentError, TeacherError, UserError
 from muki_ray.runtime import Messenger, connected, listening, ray, user_error
 
@@ -23,6 +25,30 @@ def test_connected_joins_what_is_there(ray_session: None) -> None:
         assert cluster.may_grow
         assert [node["CPU"] for node in cluster.nodes] == [4]
     assert ray.is_initialized(), "what was there before stays"
+
+
+def test_a_cluster_that_is_gone_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        gone = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(runtime, "read_ray_address", lambda: gone)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert runtime._standing_address() is None
+    monkeypatch.setenv("RAY_ADDRESS", gone)
+    with pytest.raises(ResourceError, match=f"no Ray cluster answers at RAY_ADDRESS='{gone}'"):
+        runtime._standing_address()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert runtime._standing_address() is None
+
+
+def test_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        here = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setattr(runtime, "read_ray_address", lambda: here)
+        monkeypatch.setenv("RAY_ADDRESS", "auto")
+        assert runtime._standing_address() == here
+        monkeypatch.setenv("RAY_ADDRESS", here)
+        assert runtime._standing_address() == here
 
 
 # -- messages --------------------------------------------------------------------------------------------

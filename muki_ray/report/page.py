@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from muki_ray.filesystem import redact
+from muki_ray.filesystem import redact_all
 from muki_ray.report.table import HEADER, result_rows
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
@@ -140,12 +140,4 @@ def _inline(png: bytes) -> str:
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(_without_credentials(settings), sort_keys=False, allow_unicode=True)
-
-
-def _without_credentials(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_credentials(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_credentials(inner) for inner in value]
-    return redact(value) if isinstance(value, str) else value
+    return yaml.safe_dump(redact_all(settings), sort_keys=False, allow_unicode=True)
