@@ -1,7 +1,7 @@
 """The Ray Data graph: shards stream through the teachers' actor pools to the integration map.
 
 The only place that builds one. What flows between stages is one small row per shard (which corpus, which
-shard): every stage reads the text it needs and writes what it makes through the store, so a retried or lost
+shard, what went wrong): every stage reads the text it needs and writes what it makes through the store, so a retried or lost
 block never redoes another teacher's work, and nothing large crosses the object store.
 
 Contract of a teacher stage: write-through cache. Evidence for (teacher, shard) exists -> pass on. Else
@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from muki_ray import errors
 from muki_ray.config import DropoutConfig, MukiMethod
 from muki_ray.corpus import Corpus
-from muki_ray.errors import StoreError
+from muki_ray.errors import StoreError, UserError
 from muki_ray.labels import LabelSpace
 from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan
 from muki_ray.runtime import Messenger, ray, user_error
@@ -124,8 +125,14 @@ class TeacherStage:
         return self.scorer
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        scored = [self._shard(int(c), int(s)) for c, s in zip(batch["corpus"], batch["shard"], strict=True)]
-        return {**batch, f"scored/{self.task.name}": np.array(scored, dtype=np.int64)}
+        column = f"scored/{self.task.name}"
+        if batch["error"][0]:
+            return {**batch, column: np.zeros(1, dtype=np.int64)}
+        try:
+            scored = self._shard(int(batch["corpus"][0]), int(batch["shard"][0]))
+        except UserError as error:
+            return {**batch, "error": _encoded(error), column: np.zeros(1, dtype=np.int64)}
+        return {**batch, column: np.array([scored], dtype=np.int64)}
 
     def _shard(self, corpus: int, shard: int) -> int:
         """Rows scored: all of the shard's, or 0 when its evidence was there."""
@@ -156,8 +163,13 @@ class IntegrationTask:
     folder: Folder
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        results = [self._shard(int(c), int(s)) for c, s in zip(batch["corpus"], batch["shard"], strict=True)]
-        return {**batch, "summary": np.array([json.dumps(r) for r in results], dtype=object)}
+        summary = None
+        if not batch["error"][0]:
+            try:
+                summary = self._shard(int(batch["corpus"][0]), int(batch["shard"][0]))
+            except UserError as error:
+                batch = {**batch, "error": _encoded(error)}
+        return {**batch, "summary": np.array([json.dumps(summary)], dtype=object)}
 
     def _shard(self, corpus: int, shard: int) -> dict[str, Any] | None:
         if corpus != 0:
@@ -228,6 +240,8 @@ def run_graph(
         for row in _graph(
             sorted(gaps), [(by_name[pool.teacher], pool) for pool in wave], integration, messenger
         ):
+            if row["error"]:
+                raise _decoded_error(row["error"])
             for column, value in row.items():
                 if column.startswith("scored/"):
                     name = column.removeprefix("scored/")
@@ -242,6 +256,17 @@ def run_graph(
             raise known from None
         raise
     return scored, summaries
+
+
+def _encoded(error: UserError) -> np.ndarray:
+    """An error that the user can mend, as a row: Ray would retry an exception, and lose its type on the way."""
+    return np.array([json.dumps([type(error).__name__, str(error)])], dtype=object)
+
+
+def _decoded_error(text: str) -> UserError:
+    kind, message = json.loads(text)
+    made: UserError = getattr(errors, kind)(message)
+    return made
 
 
 def _decoded(summary: Any) -> dict[str, Any] | None:
@@ -264,7 +289,7 @@ def _graph(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
         context.execution_no_progress_timeout_s = _STUCK_AFTER_S
-    items = [{"corpus": corpus, "shard": shard} for corpus, shard in gaps]
+    items = [{"corpus": corpus, "shard": shard, "error": ""} for corpus, shard in gaps]
     graph = ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS))
     for task, pool in stages:
         options: dict[str, Any] = {"num_cpus": pool.num_cpus}

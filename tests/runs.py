@@ -45,7 +45,11 @@ def config(
 ) -> IntegrateConfig:
     """A configuration over `models(root)`: 4 samples, small shards, fp32, no tracking."""
     content: dict[str, Any] = {
-        "teachers": [{"name": n, "model": str(root / n), "dtype": "float32"} for n in names],
+        "teachers": [
+            # one thread, as in the tests' own process: then numbers are equal to the byte
+            {"name": n, "model": str(root / n), "dtype": "float32", "resources": {"threads": 1}}
+            for n in names
+        ],
         "corpus": {"path": str(path), "shard_rows": 8},
         "student": {"model": str(root / "base")},
         "method": {"samples": 4},
