@@ -87,7 +87,7 @@ class ActorResources(Section):
     min_actors: Count = 1
     max_actors: Count | None = Field(default=None, description="default: planned from the cluster")
     threads: Count | None = Field(
-        default=None, description="CPU threads per actor; default: num_cpus rounded down"
+        default=None, description="CPU threads per actor; default: num_cpus, rounded"
     )
 
     @model_validator(mode="after")
