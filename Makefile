@@ -5,7 +5,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 
-# Set on purpose: no network at run time, no Ray token left in the home directory, no threads fighting.
+# Set on purpose: no network at run time, and no warning about forked tokenizers.
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 

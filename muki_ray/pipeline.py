@@ -249,7 +249,6 @@ def run_graph(
             summary = _decoded(row.get("summary"))
             if summary is not None:
                 summaries[int(row["shard"])] = summary
-                messenger.send("integrated", summary["rows"])
     except Exception as error:
         known = user_error(error)
         if known is not None:

@@ -43,27 +43,26 @@ def score_and_integrate(
     facts = folder.manifest()
     began = time.monotonic()
     reused = total - sum(rows.values())
-    done = {"scored": reused, "integrated": 0}
+    done = reused
     with Progress(f"scoring ({len(waiting)} of {len(tasks)} teachers)", total, skip=reused) as progress:
 
         def handle(kind: str, content: Any) -> None:
+            nonlocal done
             if kind == "scored":
-                done["scored"] += content[1]
-                progress.update(done["scored"])
+                done += content[1]
+                progress.update(done)
 
         progress.update(reused)
         with listening(handle) as messenger:
+            task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
             scored = score(tasks, waves[:-1], messenger)
-            if waves or facts is None:
-                task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
-                wave = waves[-1] if waves else []
-                last, summaries = run_graph(tasks, wave, task if facts is None else None, messenger)
-                scored = {name: scored.get(name, 0) + last.get(name, 0) for name in {*scored, *last}}
-                finish_evidence(tasks)
-                if facts is None:
-                    facts = finish_supervision(folder, task, summaries)
-            else:
-                finish_evidence(tasks)
+            last, summaries = run_graph(
+                tasks, waves[-1] if waves else [], task if facts is None else None, messenger
+            )
+            scored = {name: scored.get(name, 0) + last.get(name, 0) for name in {*scored, *last}}
+            finish_evidence(tasks)
+            if facts is None:
+                facts = finish_supervision(folder, task, summaries)
         progress.update(total)
     seconds = time.monotonic() - began
     fresh = sum(scored.values())
@@ -71,7 +70,6 @@ def score_and_integrate(
     run.tracker.metrics(
         {"scoring": {"rows": fresh, "seconds": seconds, "rows_per_s": fresh / seconds if fresh else None}}
     )
-    assert facts is not None
     return folder, facts
 
 
