@@ -116,6 +116,21 @@ def predict_on_cluster(
     return {c.name: probs for c, probs in zip(classifiers, results, strict=True)}
 
 
+def predict_here(
+    classifiers: Sequence[Classifier], test: Corpus, labels: Sequence[str], num_cpus: float, num_gpus: float
+) -> dict[str, NDArray[np.float64]]:
+    """`predict_on_cluster` in this process: where the cluster is this machine, a new one only takes seconds to start."""
+    import torch
+
+    columns = read_texts(test, ["text", "text_pair"] if test.pair else ["text"])
+    texts, pairs = columns["text"], columns.get("text_pair")
+    before = torch.get_num_threads()
+    try:
+        return {c.name: predict(c, texts, pairs, labels, max(1, int(num_cpus))) for c in classifiers}
+    finally:
+        torch.set_num_threads(before)
+
+
 def assess(
     tasks: Sequence[ScoringTask],
     space: LabelSpace,

@@ -28,6 +28,8 @@ _LEAST_CPUS = 0.05
 # pools of a cluster that may grow have no maximum of their own: what nodes there are bounds them
 _MOST_ACTORS = 1000
 _ROUNDING = 1e-9
+# light tasks that run at once: each is a process of its own, which takes a second of CPU to start
+_CPUS_PER_LIGHT_TASK = 4
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def on_gpu(resources: ActorResources, cluster: Resources) -> bool:
     """Whether a teacher runs on GPUs: as configured, else wherever the cluster has any."""
     wanted = resources.num_gpus
     return cluster.get("GPU", 0) > 0 if wanted is None else wanted > 0
+
+
+def light_tasks(cluster: Resources) -> int:
+    """How many light tasks may run at once beside the actors."""
+    return max(1, int(cluster.get("CPU", 0)) // _CPUS_PER_LIGHT_TASK)
 
 
 def equal_share(nodes: Sequence[Resources], count: int, most: float, num_gpus: float = 0.0) -> float:

@@ -23,8 +23,13 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 os.environ.pop("RAY_ADDRESS", None)
 
 import pytest
+from hypothesis import settings
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
+
+# no test times anything: a slow machine is no failure
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -64,9 +64,9 @@ def test_minimal_configuration_gets_the_defaults() -> None:
     config = parsed()
     method = config.method
     assert isinstance(method, MukiMethod) and method.kind == "muki"
-    assert (method.samples, method.score, method.integration) == (16, "mc_entropy", "soft")
+    assert (method.samples, method.score, method.integration) == (4, "mc_entropy", "soft")
     assert (method.tau, method.margin, method.temperature, method.weights) == (0.2, True, 1.0, "normalize")
-    assert (method.dropout.masks, method.dropout.layers, method.dropout.rate) == ("per_sample", "all", None)
+    assert (method.dropout.masks, method.dropout.layers, method.dropout.rate) == ("per_sample", "all", 0.2)
     assert config.corpus.path == ["texts/*.parquet"]
     assert config.corpus.text == ("text",)
     assert (config.corpus.split, config.corpus.test) == ("train", None)
@@ -81,7 +81,7 @@ def test_paper_is_the_papers_setting(method: Any) -> None:
     assert isinstance(config.method, PaperMethod)
     assert (config.method.samples, config.method.tau, config.method.integration) == (16, 0.2, "soft")
     assert (config.method.margin, config.method.weights) == (True, "raw")
-    assert config.method.dropout.masks == "per_element"
+    assert (config.method.dropout.masks, config.method.dropout.rate) == ("per_element", None)
 
 
 def test_paper_keeps_its_masks_when_another_part_of_dropout_is_set() -> None:
@@ -255,7 +255,7 @@ def test_method_can_be_overridden_as_a_word_and_then_in_part() -> None:
     config = parsed("method=paper", "method.samples=4", "method.dropout.seed=1")
     assert isinstance(config.method, PaperMethod)
     assert (config.method.samples, config.method.dropout.seed, config.method.weights) == (4, 1, "raw")
-    assert config.method.dropout.masks == "per_element"
+    assert (config.method.dropout.masks, config.method.dropout.rate) == ("per_element", None)
     assert parse_config({**MINIMAL, "method": "paper"}, ["method.samples=4"]).method.kind == "paper"
     assert parsed("method.samples=4").method == MukiMethod(samples=4)
 
@@ -299,7 +299,7 @@ def test_the_resolved_configuration_reads_back_as_itself(content: dict[str, Any]
 
 def test_the_resolved_configuration_spells_out_every_default() -> None:
     text = to_yaml(parsed())
-    for line in ("samples: 16", "masks: per_sample", "learning_rate: 5.0e-05", "shard_rows: 2048"):
+    for line in ("samples: 4", "masks: per_sample", "learning_rate: 5.0e-05", "shard_rows: 2048"):
         assert line in text
 
 

@@ -9,7 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +24,16 @@ from safetensors.numpy import load_file, save_file
 from muki_ray.config import MukiMethod
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate
-from muki_ray.store import MANIFEST, part_name
+from muki_ray.pipeline import TeacherStage, finish_evidence, run_graph, score
+from muki_ray.planning import PoolPlan
+from muki_ray.runtime import listening
+from muki_ray.store import MANIFEST, Folder, RunFolder, part_name
+from muki_ray.tasks import IntegrationTask, ScoringTask, scoring_task
 from muki_ray.teachers.evidence import to_table
 from muki_ray.teachers.loading import load
 from muki_ray.teachers.scoring import Scorer
 from muki_ray.uncertainty import scores
+from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from tests import runs
 
 pytestmark = pytest.mark.heavy
@@ -106,6 +114,107 @@ def test_supervision_is_what_the_pure_functions_say(root: Path, finished: tuple[
     assert facts["weight_mean"] == pytest.approx(total / ROWS)
 
 
+def tasks_in(root: Path, run: Path, corpus: Path) -> list[ScoringTask]:
+    """Both teachers' tasks in a run folder of their own; nothing is scored yet."""
+    wanted = settled(runs.config(root, run, corpus))
+    folder = RunFolder(wanted.output)
+    specs, space, _ = inspect_all(wanted)
+    corpora = read_corpora(wanted, folder, space)
+    return [scoring_task(spec.resolved(False), wanted.method, corpora, folder) for spec in specs]
+
+
+def pool(name: str) -> PoolPlan:
+    return PoolPlan(name, 0.5, 0.0, None, 1, 1, 1)
+
+
+class Silence:
+    """A messenger that nobody hears; counts rows."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+
+    def send(self, kind: str, content: Any) -> None:
+        self.rows += content[1]
+
+
+def row(corpus: int, shard: int) -> dict[str, np.ndarray]:
+    return {"teacher": np.array(["one"]), "corpus": np.array([corpus]), "shard": np.array([shard])}
+
+
+def test_shards_of_one_actor_at_the_same_time(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Two calls at once, as Ray makes them: the same bytes, every shard once, one thread at the model."""
+    (there, _), (task, _) = tasks_in(root, finished[1], finished[0]), tasks_in(root, tmp_path, finished[0])
+    silence = Silence()
+    stage = TeacherStage(task, 1, silence)  # type: ignore[arg-type]
+    assert stage.engine.submit(torch.get_num_threads).result() == 1
+    with ThreadPoolExecutor(2) as callers:
+        results = list(callers.map(lambda shard: stage(row(0, shard)), range(6)))
+    assert [int(r["scored"][0]) for r in results] == [8, 8, 8, 8, 8, 4]
+    assert silence.rows == ROWS
+    for shard in range(6):
+        name = part_name(shard)
+        assert task.folders[0].read_bytes(name) == there.folders[0].read_bytes(name)
+    again = stage(row(0, 3))
+    assert (int(again["scored"][0]), again["error"][0]) == (0, "")
+    assert silence.rows == ROWS
+
+
+@dataclass(frozen=True)
+class Patient(Folder):
+    """Evidence of a teacher that starts only when another one has come to its end."""
+
+    other: Folder | None = None
+    parts: int = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"location": self.location, "other": self.other, "parts": self.parts}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
+
+    def has(self, name: str) -> bool:
+        deadline = time.monotonic() + 60
+        while name != MANIFEST and self.other is not None and len(self.other.names()) < self.parts:
+            assert time.monotonic() < deadline, "the other teacher waits for this one"
+            time.sleep(0.05)
+        return super().has(name)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_no_teacher_waits_for_another(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path, first: int
+) -> None:
+    tasks = tasks_in(root, tmp_path / "run", finished[0])
+    slow, quick = tasks[first], tasks[1 - first]
+    tasks[first] = replace(slow, folders=(Patient(slow.folders[0].location, quick.folders[0], 6),))
+    with listening(lambda kind, content: None) as messenger:
+        assert score(tasks, [[pool(task.name) for task in tasks]], messenger) == {"one": ROWS, "two": ROWS}
+    finish_evidence(tasks)
+
+
+def test_a_shard_is_integrated_when_its_last_teacher_has_scored_it(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Some evidence was there: of both teachers, of one, of none. Every shard is integrated, once."""
+    path, run = copied(finished, tmp_path)
+    wanted = runs.config(root, run, path)
+    *_, tasks = runs.score_only(wanted)
+    for task, lost in zip(tasks, ([1, 2], [2, 5]), strict=True):
+        task.folders[0].remove([MANIFEST, *(part_name(shard) for shard in lost)])
+    integration = IntegrationTask(
+        tuple(tasks), inspect_all(wanted)[1], wanted.method, Folder(str(tmp_path / "supervision"))
+    )
+    with listening(lambda kind, content: None) as messenger:
+        scored, done = run_graph(tasks, [pool(task.name) for task in tasks], integration, messenger)
+    assert scored == {"one": 16, "two": 12}
+    assert done is not None
+    assert {shard: rows for shard, (rows, _, _) in done.shards.items()} == dict(enumerate([8, 8, 8, 8, 8, 4]))
+    assert done.statistics.rows == ROWS
+
+
 def test_another_tau_or_score_scores_nothing(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
     path, run = copied(finished, tmp_path)
     before = runs.score_only(runs.config(root, run, path))[1]
@@ -123,9 +232,6 @@ def test_another_tau_or_score_scores_nothing(root: Path, finished: tuple[Path, P
 def test_more_samples_are_other_evidence(root: Path, finished: tuple[Path, Path]) -> None:
     path, run = finished
     tasks = runs.score_only(runs.config(root, run, path))[3]
-    from muki_ray.pipeline import scoring_task
-    from muki_ray.store import RunFolder
-
     other = scoring_task(tasks[0].spec, MukiMethod(samples=5), tasks[0].corpora, RunFolder(str(run)))
     assert other.folders[0].location != tasks[0].folders[0].location
     assert len(other.missing()) == 6

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from muki_ray.config import ActorResources, TeacherConfig
 from muki_ray.errors import ResourceError
-from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, equal_share, on_gpu, plan_waves
+from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, equal_share, light_tasks, on_gpu, plan_waves
 
 
 def teacher(name: str, **resources: Any) -> TeacherConfig:
@@ -65,6 +65,13 @@ def test_free_cpus_become_more_actors() -> None:
 
 def test_no_teacher_no_wave() -> None:
     assert plan_waves([], {"CPU": 2}, may_grow=False) == []
+
+
+@pytest.mark.parametrize(("cpus", "at_once"), [(0, 1), (1, 1), (2, 1), (7, 1), (8, 2), (64, 16)])
+def test_light_tasks_grow_with_the_cluster(cpus: float, at_once: int) -> None:
+    assert light_tasks({"CPU": cpus}) == at_once
+    assert at_once * LIGHT_TASK_CPUS <= max(cpus, 1)
+    assert light_tasks({}) == 1
 
 
 # -- GPUs ------------------------------------------------------------------------------------------------

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
+import torch
 import yaml
 from transformers import pipeline
 
+from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
+from muki_ray.config import TextSource
+from muki_ray.corpus import normalise
+from muki_ray.runtime import Cluster
+from muki_ray.store import RunFolder
+from muki_ray.workflow.learn import _quick_to_notice
 from tests import runs, tiny
 
 pytestmark = pytest.mark.heavy
@@ -112,3 +121,31 @@ def test_evaluate_again_on_another_test_set(job: Path) -> None:
     found = metrics(job)
     assert found["rows_tested"] == 7
     assert found["rows"]["scored"] == {"one": 7, "two": 7}
+
+
+@pytest.mark.parametrize("may_grow", [False, True])
+def test_ray_train_is_told_to_be_quick_only_on_a_cluster_of_ones_own(
+    monkeypatch: pytest.MonkeyPatch, may_grow: bool
+) -> None:
+    monkeypatch.setenv("RAY_TRAIN_METRICS_ENABLED", "mine")
+    monkeypatch.delenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", raising=False)
+    before = dict(os.environ)
+    with _quick_to_notice(Cluster({"CPU": 2.0}, may_grow)):
+        assert os.environ["RAY_TRAIN_METRICS_ENABLED"] == "mine"
+        assert ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" in os.environ) is not may_grow
+    assert dict(os.environ) == before
+
+
+def test_evaluating_in_this_process_gives_what_the_cluster_gives(tmp_path: Path, ray_session: None) -> None:
+    labels = ["business", "film", "tech"]
+    tiny.classifier(tmp_path / "one", labels)
+    path = runs.corpus(tmp_path / "test.parquet", 12, seed=3)
+    test = normalise(TextSource(path=[str(path)]), RunFolder(str(tmp_path / "run")), shard_rows=5)
+    classifiers = [Classifier("one", str(tmp_path / "one"))]
+    before = torch.get_num_threads()
+    here = predict_here(classifiers, test, [*labels, "sport"], before + 1, 0)
+    assert torch.get_num_threads() == before, "the caller's threads are the caller's"
+    there = predict_on_cluster(classifiers, test, [*labels, "sport"], 1, 0)
+    assert here["one"].shape == (12, 4)
+    np.testing.assert_allclose(here["one"], there["one"], atol=1e-2)  # bfloat16 where the hardware has it
+    np.testing.assert_allclose(here["one"].sum(axis=1), 1, atol=1e-5)

@@ -2,15 +2,17 @@
 
 Every worker walks the same shuffled stream of rows, cuts the same global batches and keeps its slice of each,
 so all take equal steps, no row is dropped, and the training does not depend on the cluster's shape. Batches
-hold rows of like length. Knows Parquet and numpy; the tokenizer comes in `student/loop.py`.
+hold rows of like length in tokens: every worker tokenizes a stretch of the stream before it is cut, and uses what
+it made of its own rows. Knows Parquet and numpy; what a tokenizer is it does not know.
 
 Shapes: N rows, B rows of one worker's batch, C union labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -29,16 +31,24 @@ _BUFFER_ROWS = 65_536
 _SORTED_BATCHES = 64
 _MASK = 2**64 - 1  # any integer is a seed, negative ones too
 
+# what a tokenizer makes of rows: a list per row under each name, such as `input_ids`
+Encoded: TypeAlias = dict[str, list[list[int]]]
+Encode: TypeAlias = Callable[[list[str], list[str] | None], Encoded]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """One worker's slice: texts, `targets` `[B, C]`, `weights` `[B]`; `rows` of the global batch it is part of."""
+    """One worker's slice: texts, `targets` `[B, C]`, `weights` `[B]`; `rows` of the global batch it is part of.
+
+    `encoded` are its texts as the tokenizer gave them, unpadded; None where no tokenizer was at hand.
+    """
 
     texts: list[str]
     pairs: list[str] | None
     targets: NDArray[np.float32]
     weights: NDArray[np.float32]
     rows: int
+    encoded: Encoded | None = None
 
 
 @dataclass(frozen=True)
@@ -110,8 +120,12 @@ class Supervision:
         """Optimizer steps of one epoch."""
         return -(-self.split.train_rows // batch_size)
 
-    def train(self, epoch: int, batch_size: int, seed: int) -> Iterator[Batch]:
-        """This worker's slices of one epoch's global batches of `batch_size` rows (the last may be smaller)."""
+    def train(self, epoch: int, batch_size: int, seed: int, encode: Encode | None = None) -> Iterator[Batch]:
+        """This worker's slices of one epoch's global batches of `batch_size` rows (the last may be smaller).
+
+        Args:
+            encode: texts and pairs to token ids; without it, characters tell which rows are of like length.
+        """
         rng = np.random.default_rng([seed & _MASK, epoch])
         waiting: list[pa.Table] = []
         rows = 0
@@ -126,18 +140,23 @@ class Supervision:
             buffer = pa.concat_tables(waiting).combine_chunks()  # taking rows from chunks copies them all
             full = len(buffer) if last else len(buffer) - len(buffer) % batch_size
             shuffled = rng.permutation(len(buffer))
-            for take in _like_lengths(buffer, shuffled[:full], batch_size, rng):
-                yield self._slice(buffer, take)
+            group = batch_size * _SORTED_BATCHES
+            for start in range(0, full, group):
+                stretch = buffer.take(pa.array(shuffled[start : min(start + group, full)]))
+                encoded = _encoded(stretch, encode)
+                for take in _like_lengths(_lengths(stretch, encoded), batch_size, rng):
+                    yield self._slice(stretch, take, encoded)
             waiting = [buffer.take(pa.array(shuffled[full:]))]
             rows = len(waiting[0])
 
-    def held_out(self, batch_size: int) -> Iterator[Batch]:
-        """This worker's share of the held-out rows."""
+    def held_out(self, batch_size: int, encode: Encode | None = None) -> Iterator[Batch]:
+        """This worker's share of the held-out rows; `encode` as in `train`."""
         tables = [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
         table = pa.concat_tables(tables).combine_chunks()
-        order = np.argsort(_lengths(table), kind="stable")[::-1]
+        encoded = _encoded(table, encode)
+        order = np.argsort(_lengths(table, encoded), kind="stable")[::-1]
         for start in range(0, len(table), batch_size):
-            yield self._slice(table, order[start : start + batch_size])
+            yield self._slice(table, order[start : start + batch_size], encoded)
 
     def _part(self, shard: int, held_out: bool) -> pa.Table:
         table = self.folder.read_table(part_name(shard))
@@ -149,22 +168,35 @@ class Supervision:
         mask = self.split.held_out(table["row_id"].to_numpy())
         return table.filter(pa.array(mask if held_out else ~mask))
 
-    def _slice(self, table: pa.Table, take: NDArray[np.int64]) -> Batch:
+    def _slice(self, table: pa.Table, take: NDArray[np.int64], encoded: Encoded | None) -> Batch:
         """This worker's rows of a global batch. A worker without any gets one row of weight 0: all must step."""
         mine = take[self.rank :: self.world]
         idle = len(mine) == 0
-        part = table.take(pa.array(take[:1] if idle else mine))
+        rows = take[:1] if idle else mine
+        part = table.take(pa.array(rows))
         flat = part["target"].combine_chunks().flatten().to_numpy()
         targets = flat.reshape(len(part), -1).copy()  # Arrow memory is read-only, Torch wants to own it
         weights = (
             np.zeros(1, np.float32) if idle else part["weight"].to_numpy() / np.float32(self.weight_scale)
         )
-        pairs = part["text_pair"].to_pylist() if "text_pair" in part.column_names else None
-        return Batch(part["text"].to_pylist(), pairs, targets, weights.astype(np.float32), len(take))
+        own = None if encoded is None else {name: [of[i] for i in rows] for name, of in encoded.items()}
+        texts, pairs = _texts(part)
+        return Batch(texts, pairs, targets, weights.astype(np.float32), len(take), own)
 
 
-def _lengths(table: pa.Table) -> NDArray[np.int64]:
-    """Characters per row: near enough to tokens to put like with like."""
+def _texts(table: pa.Table) -> tuple[list[str], list[str] | None]:
+    pairs = table["text_pair"].to_pylist() if "text_pair" in table.column_names else None
+    return table["text"].to_pylist(), pairs
+
+
+def _encoded(table: pa.Table, encode: Encode | None) -> Encoded | None:
+    return encode(*_texts(table)) if encode is not None and len(table) else None
+
+
+def _lengths(table: pa.Table, encoded: Encoded | None) -> NDArray[np.int64]:
+    """Tokens per row, `[N]`; characters where nobody tokenized."""
+    if encoded is not None:
+        return np.array([len(ids) for ids in encoded["input_ids"]], dtype=np.int64)
     lengths = pa.compute.utf8_length(table["text"]).to_numpy()
     if "text_pair" in table.column_names:
         lengths = lengths + pa.compute.utf8_length(table["text_pair"]).to_numpy()
@@ -172,17 +204,11 @@ def _lengths(table: pa.Table) -> NDArray[np.int64]:
 
 
 def _like_lengths(
-    table: pa.Table, order: NDArray[np.int64], batch_size: int, rng: np.random.Generator
+    lengths: NDArray[np.int64], batch_size: int, rng: np.random.Generator
 ) -> Iterator[NDArray[np.int64]]:
-    """Cut a shuffled order into batches of rows of like length, in random order; a short batch comes last."""
-    lengths = _lengths(table)
-    group = batch_size * _SORTED_BATCHES
-    for start in range(0, len(order), group):
-        rows = order[start : start + group]
-        whole = len(rows) - len(rows) % batch_size
-        rest = rows[whole:]
-        rows = rows[:whole][np.argsort(lengths[rows[:whole]], kind="stable")]
-        batches = rows.reshape(-1, batch_size)
-        yield from batches[rng.permutation(len(batches))]
-        if len(rest):
-            yield rest
+    """Cut shuffled rows of these lengths into batches of like length, in random order; a short batch comes last."""
+    whole = len(lengths) - len(lengths) % batch_size
+    batches = np.argsort(lengths[:whole], kind="stable").reshape(-1, batch_size)
+    yield from batches[rng.permutation(len(batches))]
+    if whole < len(lengths):
+        yield np.arange(whole, len(lengths))

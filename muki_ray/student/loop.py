@@ -18,15 +18,21 @@ from typing import Any, Protocol, TypeAlias
 
 import torch
 
+from muki_ray.allocator import keep_freed_memory
 from muki_ray.config import TrainingConfig
 from muki_ray.errors import StudentError
-from muki_ray.student.data import Batch, Supervision
+from muki_ray.student.data import Batch, Encoded, Supervision
+from muki_ray.student.lean import LeanStudent
 from muki_ray.student.losses import kl_rows, weighted_kl
 from muki_ray.student.model import StudentSpec, build_student
 from muki_ray.teachers.loading import resolve_dtype
 
 STATE_FILE = "training_state.pt"
-_PREFETCH = 4
+_PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
+# steps between two looks at the loss: each makes a GPU wait for all that it was given
+_LOOK = 16
+# traced to capture the student's forward pass; two rows of unequal length, so that padding is seen
+_PROBE = ["one short text", "another text that is somewhat longer than the first one"]
 
 # padded inputs, targets `[B, C]` and weights `[B]` of one forward
 MicroBatch: TypeAlias = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
@@ -77,6 +83,7 @@ def run(job: TrainingJob, world: World) -> None:
     """
     settings = job.training
     torch.set_num_threads(job.threads)
+    keep_freed_memory()
     data = replace(job.supervision, rank=world.rank, world=world.size)
     model, tokenizer = build_student(job.student, list(job.labels), settings.seed, settings.dropout)
     model.to(world.device)
@@ -84,12 +91,13 @@ def run(job: TrainingJob, world: World) -> None:
     trainer = _Trainer(model, tokenizer, job, world, total_steps=steps * settings.epochs)
     start, best, bad = trainer.restore()
     # read once: the held-out rows are few, the parts that they lie in are not
-    held_out_batches = list(data.held_out(settings.batch_size * 2))
+    held_out_batches = list(data.held_out(settings.batch_size * 2, trainer.encode))
     for epoch in range(start, settings.epochs):
         if _patience_ended(settings, bad):
             break
         torch.manual_seed(settings.seed + 1000 * (epoch + 1) + world.rank)  # dropout; the same after a resume
-        loss = trainer.epoch(data.train(epoch, settings.batch_size, settings.seed), steps, epoch)
+        batches = data.train(epoch, settings.batch_size, settings.seed, trainer.encode)
+        loss = trainer.epoch(batches, steps, epoch)
         held_out = trainer.held_out_kl(held_out_batches)
         if not math.isfinite(held_out):
             raise StudentError(
@@ -119,7 +127,9 @@ class _Trainer:
 
     def __init__(self, model: Any, tokenizer: Any, job: TrainingJob, world: World, total_steps: int) -> None:
         self.plain, self.tokenizer, self.job, self.world = model, tokenizer, job, world
-        self.model = world.wrap(model)
+        probe = self.tokenizer(_PROBE, padding=True, return_tensors="pt").to(world.device)
+        self.lean = LeanStudent(model, probe, alone=world.size == 1)
+        self.model = world.wrap(self.lean)
         self.settings = job.training
         self.total_steps = total_steps
         decay = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() > 1]
@@ -151,37 +161,62 @@ class _Trainer:
     def epoch(self, batches: Iterable[Batch], steps: int, epoch: int) -> float:
         """One pass; returns the mean weighted KL of the training rows."""
         self.model.train()
-        total = torch.zeros(2, dtype=torch.float64)
+        loss: torch.Tensor | float = 0.0
+        rows, seen = 0.0, 0.0
         with closing(self._prefetched(batches)) as stream:
             for number, (batch, micro) in enumerate(stream):
                 rate = float(self.schedule.get_last_lr()[0])
+                loss = loss + self._step(batch, micro)
                 # this worker's share of the rows, so that all shares add up to the rows of the global batch
-                total += torch.tensor([self._step(batch, micro), batch.rows / self.world.size])
+                rows += batch.rows / self.world.size
                 if self.world.rank == 0:
-                    metrics = {"train_kl": float(total[0] / total[1]), "learning_rate": rate}
+                    if number % _LOOK == 0 or number + 1 == steps:
+                        seen = float(loss) / rows
+                    metrics = {"train_kl": seen, "learning_rate": rate}
                     self.world.progress(epoch * steps + number + 1, self.total_steps, metrics)
-        total = self.world.total(total.to(torch.float32).to(self.world.device)).cpu()
+        total = self.world.total(torch.tensor([float(loss), rows]).to(self.world.device)).cpu()
         return float(total[0] / total[1].clamp(min=1))
 
-    def _step(self, batch: Batch, micro: list[MicroBatch]) -> float:
-        """One optimizer step over the micro-batches; returns this worker's summed loss."""
-        done = 0.0
-        for i, (inputs, targets, weights) in enumerate(micro):
+    def _step(self, batch: Batch, micro: list[MicroBatch]) -> torch.Tensor:
+        """One optimizer step over the micro-batches; returns this worker's summed loss, on its device."""
+        done = torch.zeros((), dtype=torch.float64, device=self.world.device)
+        for i, parts in enumerate(micro):
+            inputs, targets, weights = self._placed(parts)
             accumulating = i + 1 < len(micro) and hasattr(self.model, "no_sync")
             with self.model.no_sync() if accumulating else nullcontext():
                 with self.autocast():
-                    logits = self.model(**{k: v.to(self.world.device) for k, v in inputs.items()}).logits
-                loss = weighted_kl(logits, targets.to(self.world.device), weights.to(self.world.device))
+                    logits = self.model(**inputs)
+                loss = weighted_kl(logits, targets, weights)
                 # gradients are averaged over workers: times their number, over the rows of all
                 self.scaler.scale(loss * self.world.size / batch.rows).backward()
-            done += float(loss.detach())
-        self.scaler.unscale_(self.optimizer)
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
+            done += loss.detach()
+        self._clip()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.lean.zero_grad()
         return done
+
+    def _clip(self) -> None:
+        """Bound the norm of the gradient.
+
+        Where no scaler is at work the optimizer divides by what the norm exceeds, which saves a pass over all
+        gradients; the result is that of `clip_grad_norm_`.
+        """
+        bound = self.settings.clip_norm
+        if self.scaler.is_enabled():
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), bound)
+            return
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.grad_scale = ((norm + 1e-6) / bound).clamp(min=1.0)  # type: ignore[attr-defined]
+
+    def _placed(self, micro: MicroBatch) -> MicroBatch:
+        """On this worker's device."""
+        inputs, targets, weights = micro
+        place = partial(torch.Tensor.to, device=self.world.device, non_blocking=True)
+        return {name: place(value) for name, value in inputs.items()}, place(targets), place(weights)
 
     def held_out_kl(self, batches: Iterable[Batch]) -> float:
         """Weighted mean KL over the held-out rows of all workers."""
@@ -189,13 +224,10 @@ class _Trainer:
         total = torch.zeros(2, device=self.world.device)
         with torch.inference_mode(), closing(self._prefetched(batches)) as stream:
             for _batch, micro in stream:
-                for inputs, targets, weights in micro:
+                for inputs, targets, weights in map(self._placed, micro):
                     with self.autocast():
-                        logits = self.plain(**{k: v.to(self.world.device) for k, v in inputs.items()}).logits
-                    weights = weights.to(self.world.device)
-                    total += torch.stack(
-                        [(weights * kl_rows(logits, targets.to(self.world.device))).sum(), weights.sum()]
-                    )
+                        logits = self.lean(**inputs)
+                    total += torch.stack([(weights * kl_rows(logits, targets)).sum(), weights.sum()])
         total = self.world.total(total)
         return float(total[0] / total[1].clamp(min=1e-12))
 
@@ -233,23 +265,29 @@ class _Trainer:
             stop.set()
             thread.join()
 
+    def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
+        """Token ids of rows, cut at the student's length, not padded."""
+        return dict(
+            self.tokenizer(
+                texts, pairs, truncation=True, max_length=self.job.student.max_length, padding=False
+            )
+        )
+
     def _tokenized(self, batch: Batch) -> list[MicroBatch]:
         """Micro-batches of padded inputs, targets and weights."""
+        encoded = batch.encoded or self.encode(batch.texts, batch.pairs)
         size = self.settings.micro_batch_size or len(batch.texts)
+        pin = torch.cuda.is_available()  # a pinned batch is copied to the GPU while it works
         result = []
         for start in range(0, len(batch.texts), size):
             part = slice(start, start + size)
-            inputs = self.tokenizer(
-                batch.texts[part],
-                batch.pairs[part] if batch.pairs is not None else None,
-                truncation=True,
-                max_length=self.job.student.max_length,
-                padding="longest",
-                return_tensors="pt",
-            )
-            result.append(
-                (dict(inputs), torch.from_numpy(batch.targets[part]), torch.from_numpy(batch.weights[part]))
-            )
+            rows = {name: values[part] for name, values in encoded.items()}
+            inputs = dict(self.tokenizer.pad(rows, padding="longest", return_tensors="pt"))
+            targets, weights = torch.from_numpy(batch.targets[part]), torch.from_numpy(batch.weights[part])
+            if pin:
+                inputs = {name: value.pin_memory() for name, value in inputs.items()}
+                targets, weights = targets.pin_memory(), weights.pin_memory()
+            result.append((inputs, targets, weights))
         return result
 
     def save(self, folder: Path, state: dict[str, Any]) -> None:

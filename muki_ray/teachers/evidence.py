@@ -17,7 +17,7 @@ from muki_ray.errors import StoreError
 from muki_ray.uncertainty import TeacherEvidence
 
 # part of every evidence fingerprint: raise it when the meaning of a column changes
-EVIDENCE_FORMAT = 1
+EVIDENCE_FORMAT = 2
 
 _FLOATS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("mc_energy", pa.float32()),  # mean over k of logsumexp(z_k)
         ("mc_expected_entropy", pa.float32()),  # mean over k of H(softmax(z_k)), nats
         ("mc_variance", pa.float32()),  # sum over labels of the variance over k of the probabilities
+        ("mc_samples", pa.float32()),  # samples drawn: K, or fewer where the row's score had settled
     ]
 )
 
@@ -41,6 +42,7 @@ class EvidenceArrays:
     mc_energy: NDArray[np.float32] | None = None
     mc_expected_entropy: NDArray[np.float32] | None = None
     mc_variance: NDArray[np.float32] | None = None
+    mc_samples: NDArray[np.float32] | None = None
 
     def finite(self) -> NDArray[np.bool_]:
         """Rows of which every number is finite, `[N]`."""
@@ -70,7 +72,12 @@ def to_table(row_ids: NDArray[np.int64], evidence: EvidenceArrays) -> pa.Table:
     )
     columns.extend(
         pa.nulls(len(row_ids), pa.float32()) if scalar is None else pa.array(scalar, pa.float32())
-        for scalar in (evidence.mc_energy, evidence.mc_expected_entropy, evidence.mc_variance)
+        for scalar in (
+            evidence.mc_energy,
+            evidence.mc_expected_entropy,
+            evidence.mc_variance,
+            evidence.mc_samples,
+        )
     )
     return pa.Table.from_arrays(columns, schema=SCHEMA)
 
@@ -103,5 +110,10 @@ def from_table(table: pa.Table, row_ids: NDArray[np.int64], where: str) -> Evide
     if logits is None:
         raise StoreError(f"{where} holds no logits; delete that folder and run again")
     return EvidenceArrays(
-        logits, matrix("mc_probs"), vector("mc_energy"), vector("mc_expected_entropy"), vector("mc_variance")
+        logits,
+        matrix("mc_probs"),
+        vector("mc_energy"),
+        vector("mc_expected_entropy"),
+        vector("mc_variance"),
+        vector("mc_samples"),
     )

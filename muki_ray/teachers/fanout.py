@@ -1,117 +1,70 @@
-"""Hooks that run K+1 samples of a batch as one: masks at the sites, rows repeated at the first stochastic layer.
+"""A compiled program at work: what the samples share runs once, the samples run in groups.
 
-Knows Torch modules and hooks; draws no mask, decides nothing.
-
-Samples lie sample-major: row b of sample k is row k*B + b. Shapes: B rows of a batch, K samples, H hidden size.
+Knows programs and tensors; draws no mask, decides nothing. Shapes: B rows of a batch, K samples, G samples run
+together, H hidden size, C_m labels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from muki_ray.teachers.sites import Key, Site
+from muki_ray.teachers.program import Program
 
 
-@contextmanager
-def masked(sites: Sequence[Site], masks: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Multiply each site's output by its masks while the context lasts.
+@dataclass(frozen=True)
+class Shared:
+    """A batch after its shared part."""
+
+    values: tuple[torch.Tensor, ...]
+    rows: int
+    tokens: int
+
+
+class FanOut:
+    """Samples of a captured classifier.
 
     Args:
         masks: per site `[K+1, H]`.
     """
-    with _removing([site.module.register_forward_hook(_multiply(masks[site.name])) for site in sites]):
-        yield
+
+    def __init__(self, program: Program, masks: Mapping[str, torch.Tensor]) -> None:
+        self.program = program
+        self.masks = [masks[name] for name in program.sites]
+        self.widened = program.widened
+
+    def start(self, inputs: Mapping[str, torch.Tensor]) -> Shared:
+        """Run what the samples of a batch share."""
+        rows, tokens = inputs["input_ids"].shape
+        values = self.program.shared(rows, tokens, *(inputs[name] for name in self.program.inputs))
+        return Shared(tuple(values), rows, tokens)
+
+    def logits(self, shared: Shared, first: int, last: int, rows: torch.Tensor | None) -> torch.Tensor:
+        """Logits of samples `first` to `last` (exclusive) of some rows, `[G, B, C_m]`.
+
+        Args:
+            rows: positions, None for all.
+        """
+        if self.program.sampled is None:
+            logits = shared.values[0] if rows is None else shared.values[0][rows]
+            return logits[None]
+        values, count = shared.values, shared.rows
+        if rows is not None:
+            count = len(rows)
+            values = tuple(_of_rows(v, rows, n) for v, n in zip(values, self.program.per_row, strict=True))
+        samples = last - first
+        arguments = {f"shared_{i}": value for i, value in enumerate(values)}
+        masks = {f"mask_{i}": mask[first:last] for i, mask in enumerate(self.masks)}
+        logits = self.program.sampled(samples, samples * count, shared.tokens, **arguments, **masks)
+        return logits.unflatten(0, (samples, count))
 
 
-@contextmanager
-def fanned_out(
-    layers: Sequence[nn.Module], samples: int, rows: int, batched: frozenset[Key], mask: torch.Tensor | None
-) -> Iterator[None]:
-    """Repeat a batch of B rows K+1 times where it enters the first of these layers.
-
-    Args:
-        layers: from the first stochastic one to the last; arguments other than the hidden states come to each
-            of them anew with B rows.
-        samples: K.
-        rows: B.
-        batched: which arguments carry the batch.
-        mask: `[K+1, H]`, of the site that feeds the first of these layers; None where that is not stochastic.
-    """
-    repeated = _Repeated(samples + 1)
-    hooks = [_FanOut(repeated, rows, batched, mask if i == 0 else None) for i in range(len(layers))]
-    handles = [
-        layer.register_forward_pre_hook(hook, with_kwargs=True)
-        for layer, hook in zip(layers, hooks, strict=True)
-    ]
-    with _removing(handles):
-        yield
-
-
-@contextmanager
-def _removing(handles: Sequence[Any]) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _multiply(mask: torch.Tensor) -> Any:
-    def hook(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
-        return _apply(output, mask)
-
-    return hook
-
-
-def _apply(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Multiply `[(K+1)*B, ..., H]`, sample-major, by `[K+1, H]`."""
-    by_sample = hidden.unflatten(0, (mask.shape[0], -1))
-    ones = [1] * (hidden.dim() - 1)
-    return (by_sample * mask.view(mask.shape[0], *ones, -1)).flatten(0, 1)
-
-
-class _Repeated:
-    """Tensors repeated so far: the attention mask is one tensor for all layers, and is repeated once."""
-
-    def __init__(self, times: int) -> None:
-        self.times = times
-        # the original is kept beside its repetition: were it freed, another tensor could take its id
-        self.seen: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, value: torch.Tensor) -> torch.Tensor:
-        if id(value) not in self.seen:
-            self.seen[id(value)] = value, value.repeat(self.times, *[1] * (value.dim() - 1))
-        return self.seen[id(value)][1]
-
-
-class _FanOut:
-    """Layer pre-hook: every batched tensor that still has B rows becomes (K+1)*B rows."""
-
-    def __init__(
-        self, repeated: _Repeated, rows: int, batched: frozenset[Key], mask: torch.Tensor | None
-    ) -> None:
-        self.repeated, self.rows, self.batched, self.mask = repeated, rows, batched, mask
-
-    def _repeat(self, key: Key, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(self._repeat((*key, i), item) for i, item in enumerate(value))
-        if key in self.batched and isinstance(value, torch.Tensor) and value.shape[0] == self.rows:
-            return self.repeated(value)
+def _of_rows(value: torch.Tensor, rows: torch.Tensor, per_row: int) -> torch.Tensor:
+    """Some rows of a value that holds `per_row` entries for each."""
+    if per_row == 0:
         return value
-
-    def __call__(
-        self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        args = tuple(self._repeat((i,), a) for i, a in enumerate(args))
-        kwargs = {k: self._repeat((k,), v) for k, v in kwargs.items()}
-        if self.mask is not None:
-            if args:
-                args = (_apply(args[0], self.mask), *args[1:])
-            else:
-                kwargs["hidden_states"] = _apply(kwargs["hidden_states"], self.mask)
-        return args, kwargs
+    if per_row == 1:
+        return value[rows]
+    return value.unflatten(0, (-1, per_row))[rows].flatten(0, 1)

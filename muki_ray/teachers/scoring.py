@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from muki_ray.allocator import keep_freed_memory
 from muki_ray.config import DropoutConfig
 from muki_ray.teachers.batching import token_batches
 from muki_ray.teachers.dropout import McDropout
@@ -22,7 +23,7 @@ from muki_ray.teachers.loading import LoadedClassifier
 
 # tokens of one forward at the stochastic layers, samples counted; measured best on CPU caches, and large
 # enough to fill a GPU
-_TOKENS_CPU, _TOKENS_CUDA = 8192, 262_144
+_TOKENS_CPU, _TOKENS_CUDA = 1024, 262_144
 # words of the probe; unequal lengths, so that padding is seen
 _PROBE = ["one short text", "another text that is somewhat longer than the first one", "a third"]
 
@@ -47,6 +48,7 @@ class Scorer:
         seed_key: str,
         token_budget: int | None = None,
     ) -> None:
+        keep_freed_memory()
         self.classifier = classifier
         self.device = next(classifier.model.parameters()).device
         self.token_budget = token_budget or (_TOKENS_CUDA if self.device.type == "cuda" else _TOKENS_CPU)
@@ -59,6 +61,8 @@ class Scorer:
             rate=dropout.rate,
             seed_key=(dropout.seed, seed_key),
             name=classifier.name,
+            early_stop=dropout.early_stop,
+            token_budget=self.token_budget,
         )
 
     def _probe(self) -> list[dict[str, list[int]]]:
@@ -109,43 +113,54 @@ class Scorer:
         rows = self._encode(texts, pairs)
         some = [i for i, row in enumerate(rows) if row["input_ids"]]
         labels, K = self.classifier.num_labels, self.engine.samples
-        fan = 1 if self.engine.mode == "per_element" else K + 1
         out: dict[str, NDArray[np.float32]] = {"logits": np.full((len(rows), labels), np.nan, np.float32)}
         if K:
             out["mc_probs"] = np.full((len(rows), labels), np.nan, np.float32)
-            for name in ("mc_energy", "mc_expected_entropy", "mc_variance"):
+            for name in ("mc_energy", "mc_expected_entropy", "mc_variance", "mc_samples"):
                 out[name] = np.full(len(rows), np.nan, np.float32)
         report = progress or (lambda rows: None)
         if len(some) < len(rows):
             report(len(rows) - len(some))
         lengths = [len(rows[i]["input_ids"]) for i in some]
-        for number, places in enumerate(token_batches(lengths, max(1, self.token_budget // fan))):
+        for number, places in enumerate(token_batches(lengths, self.token_budget)):
             batch = [some[place] for place in places]
-            logits = self.engine.logits(self._pad([rows[i] for i in batch]), shard=shard, batch=number)
-            for name, value in reduce_samples(logits).items():
+            samples = self.engine.run(self._pad([rows[i] for i in batch]), shard=shard, batch=number)
+            for name, value in reduce_samples(samples.logits, samples.drawn).items():
                 out[name][batch] = value.cpu().numpy()
             report(len(batch))
         return EvidenceArrays(**out)
 
 
-def reduce_samples(logits: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Statistics of one batch from its samples.
+def reduce_samples(logits: torch.Tensor, drawn: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Statistics of one batch from its samples, in float32.
 
     Args:
         logits: `float32 [K+1, B, C_m]`, the deterministic pass first.
+        drawn: `[B]`, samples that each row has; what lies behind them is not looked at.
 
     Returns:
-        `logits` and `mc_probs` `[B, C_m]`; `mc_energy`, `mc_expected_entropy`, `mc_variance` `[B]`; only
-        `logits` when K = 0.
+        `logits` and `mc_probs` `[B, C_m]`; `mc_energy`, `mc_expected_entropy`, `mc_variance`, `mc_samples` `[B]`;
+        only `logits` when K = 0.
     """
-    if logits.shape[0] == 1:
+    samples = logits.shape[0] - 1
+    if samples == 0:
         return {"logits": logits[0]}
+    has = torch.arange(1, samples + 1, device=drawn.device)[:, None] <= drawn  # [K, B]
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        """Over the samples that were drawn; the others may be NaN."""
+        seen = has.view(*has.shape, *[1] * (values.dim() - 2))
+        counts = drawn.view(-1, *[1] * (values.dim() - 2))
+        return torch.where(seen, values, 0.0).sum(dim=0) / counts
+
     log_probs = logits[1:].log_softmax(dim=-1)
     probs = log_probs.exp()
+    mean_probs = mean(probs)
     return {
         "logits": logits[0],
-        "mc_probs": probs.mean(dim=0),
-        "mc_energy": logits[1:].logsumexp(dim=-1).mean(dim=0),
-        "mc_expected_entropy": -torch.special.xlogy(probs, probs).sum(dim=-1).mean(dim=0),
-        "mc_variance": probs.var(dim=0, unbiased=False).sum(dim=-1),
+        "mc_probs": mean_probs,
+        "mc_energy": mean(logits[1:].logsumexp(dim=-1)),
+        "mc_expected_entropy": mean(-torch.special.xlogy(probs, probs).sum(dim=-1)),
+        "mc_variance": mean((probs - mean_probs) ** 2).sum(dim=-1),
+        "mc_samples": drawn,
     }

@@ -1,109 +1,117 @@
-"""Where dropout meets hidden states in a Hugging Face classifier, found by watching one forward.
+"""Where dropout meets hidden states in a captured classifier.
 
-Knows Torch modules and hooks; draws no mask, changes no model.
+A site is one place in the forward pass: a dropout that is called twice is two sites, each with masks of its own, as
+classical dropout draws anew at each. Knows graphs; draws no mask.
 
 Shapes: B rows of a batch, T tokens, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import fx
 
-Inputs = Mapping[str, torch.Tensor]
-# where a tensor stands among a layer's arguments: position or name, then the place in a tuple
-Key = tuple[str | int, ...]
+from muki_ray.teachers.capture import Captured, module_path, op_name, sizes
+from muki_ray.teachers.layers import LayerNumbers
+
+_DROPOUT = torch.ops.aten.dropout.default
 
 
 @dataclass(frozen=True)
 class Site:
-    """One dropout module on hidden states. `layer` is -1 before the layers, their count after them."""
+    """Dropout on hidden states, `[B, T, H]` or `[B, H]`.
+
+    Attributes:
+        name: the dropout module's path, with `@1`, `@2` for its second and third call.
+        rate: probability that a unit is dropped.
+        layer: -1 before the layers, their number after them.
+        width: H.
+    """
 
     name: str
-    module: nn.Dropout
+    node: fx.Node
+    rate: float
     layer: int
     width: int
 
 
-@dataclass(frozen=True)
-class Watched:
-    """What one forward showed.
+def find_sites(captured: Captured, depth: int | None, rate: float | None) -> tuple[list[Site], bool]:
+    """Every site, in the order they run, and whether the layers are known.
 
-    Attributes:
-        sites: dropout modules with a rate above 0 that see hidden states, in the order they ran.
-        feeding: name of the site whose output enters the first layer as it is, if there is one.
-        batched: which arguments of a layer carry one entry per row.
+    Args:
+        depth: number of layers of the model.
+        rate: of every site; None keeps each one's own. A model that has no dropout on the hidden states of its
+            layers (as Llama has none) gets it at the end of each residual branch when a rate is given.
     """
-
-    sites: tuple[Site, ...]
-    feeding: str | None
-    batched: frozenset[Key]
-
-
-def encoder_layers(model: nn.Module) -> nn.ModuleList | None:
-    """The stack of encoder or decoder layers, or None where it is not one plain list (shared layers, say)."""
-    config = getattr(model, "config", None)
-    depth = getattr(config, "num_hidden_layers", None)
-    stacks = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
-    return stacks[0] if len(stacks) == 1 else None
-
-
-def find_sites(model: nn.Module, stack: nn.ModuleList | None, probe: Inputs) -> Watched:
-    """Watch one forward of a padded batch.
-
-    Hidden states are what is shaped `[B, T, H]` or `[B, H]`. Which layer arguments carry the batch is asked
-    here, where B is known to be no other size, because a batch of one row could not tell its own tensors from
-    those that broadcast.
-    """
-    rows, tokens = probe["input_ids"].shape
-    layer_of = {module: i for i, layer in enumerate(stack or []) for module in layer.modules()}
-    sites: dict[str, Site] = {}
-    outputs: dict[str, torch.Tensor] = {}
-    entered: list[torch.Tensor] = []
-    batched: set[Key] = set()
-    handles = []
-
-    def watch(name: str, module: nn.Dropout) -> Any:
-        def hook(_: nn.Module, __: Any, output: torch.Tensor) -> None:
-            shape = tuple(output.shape)
-            hidden = shape[:-1] in ((rows, tokens), (rows,))
-            if hidden and module.p > 0:
-                outside = len(stack or []) if entered else -1
-                sites.setdefault(name, Site(name, module, layer_of.get(module, outside), shape[-1]))
-                outputs[name] = output  # kept, so that no later tensor can take its place in memory
-
-        return module.register_forward_hook(hook)
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found = dict(layer_tensors(args, kwargs))
-        entered.append(found.get((0,), found.get(("hidden_states",), torch.empty(0))))
-        batched.update(key for key, value in found.items() if value.dim() and value.shape[0] == rows)
-
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout):
-            handles.append(watch(name, module))
-    if stack is not None:
-        handles.append(stack[0].register_forward_pre_hook(enter, with_kwargs=True))
-    try:
-        with torch.inference_mode():
-            model(**probe)
-    finally:
-        for handle in handles:
-            handle.remove()
-    # in eval mode a dropout module passes its input on, so the tensor that enters is the one it returned
-    feeding = [name for name, output in outputs.items() if any(output is tensor for tensor in entered[:1])]
-    return Watched(tuple(sites.values()), feeding[-1] if feeding else None, frozenset(batched))
+    nodes = [node for node in captured.graph.nodes if node.op == "call_function"]
+    numbers = LayerNumbers(((path, key) for node in nodes for path, key, _ in module_path(node)), depth)
+    if (
+        rate is not None
+        and numbers.known
+        and not any(
+            _hidden(node, captured) and _layer(node, numbers) is not None
+            for node in nodes
+            if op_name(node) == "dropout"
+        )
+    ):
+        _insert_branch_dropout(captured, numbers, rate)
+    sites: list[Site] = []
+    names: dict[str, int] = {}
+    entered = False
+    for node in captured.graph.nodes:
+        layer = _layer(node, numbers) if node.op == "call_function" else None
+        entered = entered or layer is not None
+        if op_name(node) != "dropout" or not _hidden(node, captured):
+            continue
+        path = module_path(node)[-1][0] if module_path(node) else "dropout"
+        call = names[path] = names.get(path, -1) + 1
+        outside = -1 if not entered else int(depth or 0)
+        chosen = float(node.args[1]) if rate is None else rate
+        if chosen > 0:
+            width = (sizes(node) or ())[-1]
+            sites.append(
+                Site(
+                    f"{path}@{call}" if call else path,
+                    node,
+                    chosen,
+                    outside if layer is None else layer,
+                    width,
+                )
+            )
+    return sites, numbers.known
 
 
-def layer_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[tuple[Key, torch.Tensor]]:
-    """Tensors among a layer's arguments, one level of tuples deep, each with where it stands."""
-    items: list[tuple[str | int, Any]] = [*enumerate(args), *kwargs.items()]
-    for key, value in items:
-        if isinstance(value, torch.Tensor):
-            yield (key,), value
-        elif isinstance(value, tuple):
-            yield from (((key, i), item) for i, item in enumerate(value) if isinstance(item, torch.Tensor))
+def _layer(node: fx.Node, numbers: LayerNumbers) -> int | None:
+    return numbers.of([(path, key) for path, key, _ in module_path(node)])
+
+
+def _hidden(node: fx.Node, captured: Captured) -> bool:
+    shape = sizes(node)
+    batch = (captured.rows, captured.tokens), (captured.rows,)
+    return shape is not None and shape[:-1] in batch and isinstance(shape[-1], int)
+
+
+def _insert_branch_dropout(captured: Captured, numbers: LayerNumbers, rate: float) -> None:
+    """Dropout where the attention and the feed-forward block of each layer return: what their children, the norms
+    left out, hand back to the layer."""
+    for node in list(captured.graph.nodes):
+        if node.op != "call_function" or not _hidden(node, captured):
+            continue
+        path = module_path(node)
+        inside = next((i for i, (p, k, _) in enumerate(path) if numbers.of([(p, k)]) is not None), None)
+        if inside is None or inside + 1 >= len(path):
+            continue
+        child = path[inside + 1]
+        leaves = any(
+            child not in module_path(user) and _layer(user, numbers) is not None for user in node.users
+        )
+        if not leaves or "norm" in child[2].lower():
+            continue
+        with captured.graph.inserting_after(node):
+            dropout = captured.graph.call_function(_DROPOUT, (node, rate, False))
+        stack = node.meta.get("nn_module_stack") or {}
+        kept = dict(list(stack.items())[: len(stack) - len(path) + inside + 2])
+        dropout.meta = {"val": node.meta["val"], "nn_module_stack": kept}
+        node.replace_all_uses_with(dropout, delete_user_cb=lambda user, made=dropout: user is not made)

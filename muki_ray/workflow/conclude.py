@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from muki_ray import filesystem as locations
-from muki_ray.assess import Assessment, Classifier, assess, predict_on_cluster
+from muki_ray.assess import Assessment, Classifier, assess, predict_here, predict_on_cluster
 from muki_ray.config import to_yaml
 from muki_ray.pipeline import ScoringTask
 from muki_ray.progress import say
@@ -54,7 +54,10 @@ def _assess(run: Run, tasks: list[ScoringTask], cluster: Cluster) -> Assessment:
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()
             classifiers.append(Classifier(name, locations.absolute(path) if here else path))
-        probs = predict_on_cluster(classifiers, run.corpora[1], run.space.names, cpus, gpus)
+        # this process sees every GPU of the machine: it is the right place only if one is to be used
+        alone = not cluster.may_grow and (gpus > 0) == (cluster.resources.get("GPU", 0) > 0)
+        where = predict_here if alone else predict_on_cluster
+        probs = where(classifiers, run.corpora[1], run.space.names, cpus, gpus)
         return assess(tasks, run.space, run.config.method, probs)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from muki_ray.progress import Progress, say
@@ -15,6 +18,13 @@ from muki_ray.workflow.run import Run
 
 # points of the training curves in MLflow
 _CURVE_POINTS = 200
+# Ray Train looks every two seconds whether its workers are well or have ended, and starts processes that watch for
+# nodes being taken away and count its own steps: on a machine of one's own that is seconds of waiting
+_ALONE = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
 
 
 def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
@@ -57,7 +67,7 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
                     f"held-out KL {content['held_out_kl']:.4f}"
                 )
 
-        with listening(handle) as messenger:
+        with _quick_to_notice(cluster), listening(handle) as messenger:
             return train_student(
                 job,
                 name,
@@ -67,3 +77,15 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
                 messenger,
                 cluster.nodes,
             )
+
+
+@contextmanager
+def _quick_to_notice(cluster: Cluster) -> Iterator[None]:
+    """Ray Train without idle seconds, on a cluster that this process started; what the user has set stays."""
+    ours = {} if cluster.may_grow else {k: v for k, v in _ALONE.items() if k not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            os.environ.pop(name, None)

@@ -56,13 +56,14 @@ def score_and_integrate(
         with listening(handle) as messenger:
             task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
             scored = score(tasks, waves[:-1], messenger)
-            last, summaries = run_graph(
+            last, integrated = run_graph(
                 tasks, waves[-1] if waves else [], task if facts is None else None, messenger
             )
             scored = {name: scored.get(name, 0) + last.get(name, 0) for name in {*scored, *last}}
             finish_evidence(tasks)
             if facts is None:
-                facts = finish_supervision(folder, task, summaries)
+                assert integrated is not None
+                facts = finish_supervision(task, integrated)
         progress.update(total)
     seconds = time.monotonic() - began
     fresh = sum(scored.values())

@@ -119,7 +119,7 @@ def test_text_tells_teachers_corpus_and_method() -> None:
     )
     assert "- `mood` ([distilmood](https://huggingface.co/distilmood)), 2 labels: `positive|good`" in text
     assert "1,234,567 rows, fingerprint `00ff00ff00ff00ff`" in text
-    assert "reads the row 16 times with dropout on" in text
+    assert "reads the row 4 times with dropout on" in text
     assert "softmax of the scores at temperature 0.2" in text
     assert "gap between the two best scores" in text
     assert "[acme/base](https://huggingface.co/acme/base)" in text

@@ -209,3 +209,71 @@ def test_a_part_with_other_rows_than_the_manifest_says(tmp_path: Path) -> None:
         list(reader.train(0, 4, 0))
     with pytest.raises(StudentError, match=message):
         list(reader.held_out(4))
+
+
+# -- tokens ----------------------------------------------------------------------------------------------
+
+
+def encode(texts: list[str], pairs: list[str] | None) -> data.Encoded:
+    """One token per `x`, so that characters and tokens disagree; the first token names the row."""
+    both = [a + b for a, b in zip(texts, pairs or [""] * len(texts), strict=True)]
+    return {"input_ids": [[int(text.split()[0][1:]), *[7] * text.count("x")] for text in both]}
+
+
+def _misleading(rows: int) -> list[str]:
+    """The longer in tokens, the shorter in characters."""
+    return [f"t{i} " + "x" * (i % 10) + "o" * (40 - 4 * (i % 10)) for i in range(rows)]
+
+
+def test_batches_are_of_like_length_in_tokens(tmp_path: Path) -> None:
+    folder = toy.write(tmp_path, [100], _misleading(100))
+    reader = toy.supervision(folder, [100], 1e-9)
+
+    def spread(batches: Iterable[Batch]) -> int:
+        counts = [[text.count("x") for text in batch.texts] for batch in batches]
+        return max(max(one) - min(one) for one in counts[:-1])
+
+    assert spread(reader.train(0, 5, 0, encode)) <= 1
+    mixed = toy.write(tmp_path / "mixed", [100], [f"t{i} " + "ox"[i % 2] * 9 for i in range(100)])
+    reader = toy.supervision(mixed, [100], 1e-9)
+    assert spread(reader.train(0, 5, 0)) == 9, "characters do not tell"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_a_batch_brings_the_tokens_of_its_own_rows(tmp_path: Path, world: int) -> None:
+    folder = toy.write(tmp_path, [40, 23], _misleading(63))
+    reader = toy.supervision(folder, [40, 23], 0.2)
+    for batches in (lambda one: one.train(1, 6, 0, encode), lambda one: one.held_out(6, encode)):
+        whole = [sorted(batch.texts) for batch in batches(reader)]
+        slices = [list(batches(one)) for one in workers(reader, world)]
+        for batch in (batch for own in slices for batch in own):
+            assert batch.encoded == encode(batch.texts, None)
+        for number, texts in enumerate(whole):
+            own = [
+                t for one in slices for t, w in zip(one[number].texts, one[number].weights, strict=True) if w
+            ]
+            assert sorted(own) == texts
+
+
+def test_pairs_are_tokenized_together(tmp_path: Path) -> None:
+    pairs = ["x" * (i % 4) for i in range(30)]
+    reader = toy.supervision(toy.write(tmp_path, [30], pairs=pairs), [30], 0.2)
+    for batch in reader.train(0, 4, 0, encode):
+        assert batch.encoded == encode(batch.texts, batch.pairs)
+
+
+def test_only_what_is_due_is_tokenized(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first batch does not wait for the whole corpus."""
+    monkeypatch.setattr(data, "_SORTED_BATCHES", 2)
+    reader = toy.supervision(toy.write(tmp_path, [100]), [100], 1e-9)
+    seen: list[int] = []
+
+    def counted(texts: list[str], pairs: list[str] | None) -> data.Encoded:
+        seen.append(len(texts))
+        return encode(texts, pairs)
+
+    stream = reader.train(0, 5, 0, counted)
+    next(stream)
+    assert seen == [10]
+    assert sum(1 for _ in stream) == reader.steps(5) - 1
+    assert sum(seen) == reader.split.train_rows

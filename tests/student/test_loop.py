@@ -21,6 +21,7 @@ from muki_ray.student.data import Batch
 from muki_ray.student.loop import STATE_FILE, TrainingJob, run
 from muki_ray.student.model import build_student
 from muki_ray.student.solo import Solo
+from muki_ray.teachers.capture import UncapturableError
 from tests.student import toy
 
 CPU = torch.device("cpu")
@@ -150,6 +151,51 @@ def test_the_scale_of_the_weights(tmp_path: Path) -> None:
     scaled = replace(job, supervision=replace(job.supervision, weight_scale=0.01))
     plain = toy.job(tmp_path / "plain", 96, None, epochs=1)
     close(trained(scaled, tmp_path / "a"), trained(plain, tmp_path / "b"), atol=1e-6)
+
+
+def test_the_bound_on_the_gradient_is_torchs(tmp_path: Path) -> None:
+    """The optimizer divides by what the norm exceeds: the same step as after `clip_grad_norm_`."""
+    for bound in (0.01, 1e6):
+        one = trainer(toy.job(tmp_path / str(bound), clip_norm=bound), recorder(tmp_path))
+        other = trainer(toy.job(tmp_path / f"other {bound}", clip_norm=bound), recorder(tmp_path))
+        generator = torch.Generator().manual_seed(0)
+        for mine, theirs in zip(one.plain.parameters(), other.plain.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            theirs.grad = mine.grad.clone()
+        # a second moment that clipping matters to: Adam's first step forgets the scale
+        for each in (one, other):
+            each.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(other.plain.parameters(), bound)
+        assert (norm > bound) == (bound == 0.01)
+        one._clip()
+        for each in (one, other):
+            each.optimizer.step()
+        for (name, mine), theirs in zip(one.plain.named_parameters(), other.plain.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-6, msg=name)
+
+
+def test_the_student_is_rewritten(tmp_path: Path) -> None:
+    assert trainer(toy.job(tmp_path), recorder(tmp_path)).lean.lean
+
+
+@pytest.mark.parametrize("settings", [{"dropout": 0.0}, {"dropout": 0.0, "precision": "bfloat16"}])
+def test_the_rewritten_student_learns_what_the_model_learns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    job = toy.job(tmp_path, epochs=2, **settings)
+    lean = trained(job, tmp_path / "a")
+
+    def refuse(*_: Any) -> Any:
+        raise UncapturableError("no graph")
+
+    monkeypatch.setattr("muki_ray.student.lean.capture", refuse)
+    plain = trained(job, tmp_path / "b")
+    exact = settings.get("precision") != "bfloat16"
+    if exact:
+        close(lean, plain, atol=1e-4)
+    else:  # two ways to round: the head goes the same way
+        moved, wanted = lean["classifier.weight"].flatten(), plain["classifier.weight"].flatten()
+        assert torch.nn.functional.cosine_similarity(moved, wanted, dim=0) > 0.99
 
 
 # -- several workers -------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from muki_ray.store import Folder
 from muki_ray.teachers.evidence import SCHEMA, EvidenceArrays, from_table, to_table
 
 IDS = np.array([7, 3, 12], dtype=np.int64)
-PARTS = ("logits", "mc_probs", "mc_energy", "mc_expected_entropy", "mc_variance")
+PARTS = ("logits", "mc_probs", "mc_energy", "mc_expected_entropy", "mc_variance", "mc_samples")
 
 
 def floats(*values: float | list[float]) -> np.ndarray:
@@ -32,6 +32,7 @@ def sampled() -> EvidenceArrays:
         mc_energy=floats(1.0, 2.0, 3.0),
         mc_expected_entropy=floats(0.5, 0.25, 0.125),
         mc_variance=floats(0.0, 0.5, 1.0),
+        mc_samples=floats(16.0, 16.0, 4.0),
     )
 
 
@@ -46,7 +47,7 @@ def sampled() -> EvidenceArrays:
 def test_what_goes_in_comes_out(arrays: tuple[np.ndarray, np.ndarray]) -> None:
     matrix, vector = arrays
     ids = np.arange(len(vector), dtype=np.int64) * 5
-    given_ = EvidenceArrays(matrix, -matrix, vector, -vector, vector / 2)
+    given_ = EvidenceArrays(matrix, -matrix, vector, -vector, vector / 2, vector)
     back = from_table(to_table(ids, given_), ids, "x")
     for part in PARTS:
         np.testing.assert_array_equal(getattr(back, part), getattr(given_, part))
@@ -79,7 +80,7 @@ def test_without_samples_the_mc_columns_are_null() -> None:
     table = to_table(IDS, EvidenceArrays(sampled().logits))
     assert table.schema.equals(SCHEMA)
     assert {name: table[name].null_count for name in PARTS} == {
-        "logits": 0, "mc_probs": 3, "mc_energy": 3, "mc_expected_entropy": 3, "mc_variance": 3,
+        "logits": 0, "mc_probs": 3, "mc_energy": 3, "mc_expected_entropy": 3, "mc_variance": 3, "mc_samples": 3,
     }  # fmt: skip
     back = from_table(table, IDS, "x")
     np.testing.assert_array_equal(back.logits, sampled().logits)

@@ -79,7 +79,7 @@ def test_statistics_of_the_samples(folder: Path, masks: str) -> None:
 def test_statistics_by_hand() -> None:
     half, quarter = np.log([0.5, 0.5]), np.log([0.25, 0.75])
     logits = torch.tensor(np.array([[[9.0, 9.0]], [half + 2.0], [quarter]]), dtype=torch.float32)
-    got = {name: value.tolist() for name, value in reduce_samples(logits).items()}
+    got = {name: value.tolist() for name, value in reduce_samples(logits, torch.tensor([2])).items()}
     assert got["logits"] == [[9.0, 9.0]], "the deterministic pass is no sample"
     assert got["mc_probs"] == [pytest.approx([0.375, 0.625])]
     assert got["mc_energy"] == [pytest.approx(1.0)]  # logsumexp is 2 and 0
@@ -89,7 +89,7 @@ def test_statistics_by_hand() -> None:
 
 
 def test_certain_samples_have_entropy_0() -> None:
-    got = reduce_samples(torch.tensor([[[0.0, 0.0]], [[0.0, 1000.0]]]))
+    got = reduce_samples(torch.tensor([[[0.0, 0.0]], [[0.0, 1000.0]]]), torch.tensor([1]))
     assert got["mc_expected_entropy"].tolist() == [0.0]
     assert got["mc_probs"].tolist() == [[0.0, 1.0]]
 

@@ -1,0 +1,188 @@
+"""What is to be done about one shard, and when a folder is done: a teacher's evidence, the integration's supervision.
+
+Knows the run folder and the paper's functions; knows no Ray, no Torch. Who runs it where is `pipeline.py`'s job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from muki_ray.config import DropoutConfig, MukiMethod
+from muki_ray.corpus import Corpus
+from muki_ray.errors import StoreError
+from muki_ray.labels import LabelSpace
+from muki_ray.statistics import CorpusStatistics
+from muki_ray.store import Folder, RunFolder, fingerprint, part_name
+from muki_ray.supervision import SUPERVISION_FORMAT, supervise
+from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, from_table
+from muki_ray.teachers.spec import TeacherSpec
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """One teacher's work: which texts, under which dropout, into which folders.
+
+    Attributes:
+        corpora, folders: the corpora to score (the corpus, perhaps the test set) and where evidence goes.
+    """
+
+    spec: TeacherSpec
+    samples: int
+    dropout: DropoutConfig
+    corpora: tuple[Corpus, ...]
+    folders: tuple[Folder, ...]
+
+    @property
+    def name(self) -> str:
+        """The teacher's name."""
+        return self.spec.name
+
+    def missing(self) -> list[tuple[int, int]]:
+        """(corpus, shard) pairs without evidence."""
+        gaps = []
+        for c, (corpus, folder) in enumerate(zip(self.corpora, self.folders, strict=True)):
+            if folder.manifest() is None:
+                names = folder.names()
+                gaps += [
+                    (c, shard) for shard in range(len(corpus.rows_per_part)) if part_name(shard) not in names
+                ]
+        return gaps
+
+    def read(self, corpus: int, shard: int, row_ids: np.ndarray) -> EvidenceArrays:
+        """Evidence of one shard, checked to speak of these rows."""
+        folder = self.folders[corpus]
+        return from_table(folder.read_table(part_name(shard)), row_ids, folder.path(part_name(shard)))
+
+
+def scoring_task(
+    spec: TeacherSpec, method: MukiMethod, corpora: Sequence[Corpus], run: RunFolder
+) -> ScoringTask:
+    """A teacher's task; its folders are named by everything that changes the evidence.
+
+    With no samples the dropout settings change nothing and stay out of the name.
+    """
+    dropout = method.dropout.model_dump(mode="json") if method.samples else None
+    folders = tuple(
+        run.evidence(
+            fingerprint([EVIDENCE_FORMAT, spec.fingerprint, corpus.fingerprint, method.samples, dropout])
+        )
+        for corpus in corpora
+    )
+    return ScoringTask(spec, method.samples, method.dropout, tuple(corpora), folders)
+
+
+def finish_evidence(tasks: Sequence[ScoringTask]) -> None:
+    """Declare complete every evidence folder whose parts are all there."""
+    for task in tasks:
+        for corpus, folder in zip(task.corpora, task.folders, strict=True):
+            if folder.manifest() is None:
+                folder.finish(
+                    {
+                        "format": EVIDENCE_FORMAT,
+                        "teacher": task.name,
+                        "teacher_fingerprint": task.spec.fingerprint,
+                        "corpus_fingerprint": corpus.fingerprint,
+                        "samples": task.samples,
+                        "dropout": task.dropout.model_dump(mode="json"),
+                        "labels": list(task.spec.labels.names),
+                        "dtype": task.spec.dtype,
+                        "max_length": task.spec.max_length,
+                    },
+                    list(corpus.rows_per_part),
+                )
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the driver hears of one integrated shard."""
+
+    rows: int
+    quarantined: int
+    weight_sum: float
+    statistics: CorpusStatistics
+
+
+@dataclass(frozen=True)
+class IntegrationTask:
+    """Evidence of all teachers about a shard of the corpus (their first) becomes supervision."""
+
+    tasks: tuple[ScoringTask, ...]
+    space: LabelSpace
+    method: MukiMethod
+    folder: Folder
+
+    @property
+    def shards(self) -> int:
+        """Shards of the corpus."""
+        return self.tasks[0].corpora[0].shards
+
+    def __call__(self, shard: int) -> Summary:
+        table = self.tasks[0].corpora[0].read(shard)
+        row_ids = table["row_id"].to_numpy()
+        result = supervise(
+            table, [task.read(0, shard, row_ids) for task in self.tasks], self.space, self.method
+        )
+        self.folder.write_table(part_name(shard), result.table)
+        if result.quarantine is not None:
+            self.folder.write_table(f"quarantine-{shard:05d}.parquet", result.quarantine)
+        rows = len(result.table)
+        return Summary(rows, len(table) - rows, result.weight_sum, result.statistics)
+
+
+@dataclass
+class Integrated:
+    """What the shards add up to. Keeps three numbers a shard: the statistics are added up as they come."""
+
+    statistics: CorpusStatistics
+    shards: dict[int, tuple[int, int, float]] = field(default_factory=dict)
+
+    def add(self, shard: int, summary: Summary) -> None:
+        """Count a shard; one that was integrated twice counts once, the results are the same."""
+        if shard in self.shards:
+            return
+        self.statistics = self.statistics.merge(summary.statistics)
+        self.shards[shard] = summary.rows, summary.quarantined, summary.weight_sum
+
+
+def supervision_folder(
+    tasks: Sequence[ScoringTask], space: LabelSpace, method: MukiMethod, run: RunFolder
+) -> Folder:
+    """Where the supervision of these teachers under this method lies. Student-side settings are not in the name."""
+    settings = method.model_dump(
+        mode="json", include={"score", "integration", "tau", "margin", "temperature"}
+    )
+    evidence = [
+        (task.name, task.folders[0].location.rsplit("/", 1)[-1], task.spec.labels.names) for task in tasks
+    ]
+    return run.supervision(fingerprint([SUPERVISION_FORMAT, settings, space.names, evidence]))
+
+
+def finish_supervision(task: IntegrationTask, done: Integrated) -> dict[str, Any]:
+    """Write the supervision's manifest.
+
+    Raises:
+        StoreError: a shard is missing: then rows would be lost.
+    """
+    absent = sorted(set(range(task.shards)) - set(done.shards))
+    if absent:
+        raise StoreError(
+            f"integration returned no summary for shard {absent[0]} ({len(absent)} of {task.shards}); run again"
+        )
+    ordered = [done.shards[shard] for shard in range(task.shards)]
+    rows = [row_count for row_count, _, _ in ordered]
+    content = {
+        "format": SUPERVISION_FORMAT,
+        "labels": list(task.space.names),
+        "teachers": [t.name for t in task.tasks],
+        "method": task.method.model_dump(mode="json"),
+        "rows": sum(rows),
+        "quarantined": sum(quarantined for _, quarantined, _ in ordered),
+        "weight_mean": sum(weight_sum for _, _, weight_sum in ordered) / max(1, sum(rows)),
+        "statistics": done.statistics.to_json(),
+    }
+    task.folder.finish(content, rows)
+    return {**content, "rows_per_part": rows}

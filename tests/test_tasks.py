@@ -1,0 +1,120 @@
+"""What the shards of a run add up to, whatever their order; folders that are not done are not declared done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from muki_ray.config import IntegrateConfig
+from muki_ray.errors import StoreError
+from muki_ray.labels import join
+from muki_ray.statistics import CorpusStatistics
+from muki_ray.store import RunFolder, part_name
+from muki_ray.tasks import (
+    Integrated,
+    IntegrationTask,
+    ScoringTask,
+    finish_evidence,
+    finish_supervision,
+    scoring_task,
+    supervision_folder,
+)
+from muki_ray.teachers.evidence import EvidenceArrays, to_table
+from muki_ray.workflow.prepare import inspect_all, read_corpora
+from tests import runs
+
+ROWS = 20  # shards of 8, 8 and 4
+
+
+def wanted(tmp_path: Path) -> IntegrateConfig:
+    """Two teachers, no samples: evidence is logits alone."""
+    path = runs.corpus(tmp_path / "corpus.parquet", ROWS)
+    method = {"samples": 0, "score": "entropy"}
+    return runs.config(runs.models(tmp_path / "models"), tmp_path / "run", path, method=method)
+
+
+def task_of(config: IntegrateConfig) -> IntegrationTask:
+    """The integration of these teachers; no evidence yet."""
+    folder = RunFolder(config.output)
+    specs, space, _ = inspect_all(config)
+    corpora = read_corpora(config, folder, space)
+    tasks = tuple(scoring_task(spec.resolved(False), config.method, corpora, folder) for spec in specs)
+    return IntegrationTask(
+        tasks, space, config.method, supervision_folder(tasks, space, config.method, folder)
+    )
+
+
+def write_evidence(task: ScoringTask, shard: int, bad: int | None = None) -> None:
+    """Logits drawn from the shard's number; those of row `bad` are not finite."""
+    ids = task.corpora[0].read(shard)["row_id"].to_numpy()
+    logits = np.random.default_rng(shard).normal(size=(len(ids), len(task.spec.labels.names)))
+    if bad is not None:
+        logits[bad] = np.nan
+    evidence = EvidenceArrays(logits=logits.astype(np.float32))
+    task.folders[0].write_table(part_name(shard), to_table(ids, evidence))
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> IntegrationTask:
+    made = task_of(wanted(tmp_path))
+    for shard in range(made.shards):
+        for number, one in enumerate(made.tasks):
+            write_evidence(one, shard, bad=1 if (number, shard) == (0, 2) else None)
+    return made
+
+
+def integrated(task: IntegrationTask, order: list[int]) -> Integrated:
+    done = Integrated(CorpusStatistics.empty(len(task.tasks)))
+    for shard in order:
+        done.add(shard, task(shard))
+    return done
+
+
+def test_the_order_of_the_shards_changes_nothing(task: IntegrationTask) -> None:
+    first = finish_supervision(task, integrated(task, [0, 1, 2]))
+    manifest = task.folder.read_bytes("manifest.json")
+    assert finish_supervision(task, integrated(task, [2, 0, 1])) == first
+    assert task.folder.read_bytes("manifest.json") == manifest
+    assert (first["rows"], first["quarantined"], first["rows_per_part"]) == (ROWS - 1, 1, [8, 8, 3])
+    weights = [
+        w for shard in range(3) for w in task.folder.read_table(part_name(shard))["weight"].to_pylist()
+    ]
+    assert first["weight_mean"] == pytest.approx(np.mean(weights))
+
+
+def test_a_shard_that_nobody_integrated_is_not_passed_over(task: IntegrationTask) -> None:
+    with pytest.raises(StoreError, match=r"no summary for shard 1 \(1 of 3\)"):
+        finish_supervision(task, integrated(task, [0, 2]))
+    assert task.folder.manifest() is None
+
+
+def test_a_shard_that_was_integrated_twice_counts_once(task: IntegrationTask) -> None:
+    done = integrated(task, [0, 1, 1, 2])
+    assert done.statistics.rows == ROWS - 1
+    assert finish_supervision(task, done) == finish_supervision(task, integrated(task, [0, 1, 2]))
+
+
+def test_missing_evidence(tmp_path: Path) -> None:
+    made = task_of(wanted(tmp_path))
+    one = made.tasks[0]
+    assert one.missing() == [(0, 0), (0, 1), (0, 2)]
+    write_evidence(one, 1)
+    assert one.missing() == [(0, 0), (0, 2)]
+    with pytest.raises(StoreError, match="cannot be finished"):
+        finish_evidence(made.tasks)
+    for shard in (0, 2):
+        write_evidence(one, shard)
+    finish_evidence([one])
+    assert one.missing() == []
+
+
+def test_teachers_and_method_name_the_supervision(tmp_path: Path) -> None:
+    config = wanted(tmp_path)
+    made = task_of(config)
+    other = config.method.model_copy(update={"tau": 0.5})
+    folder = RunFolder(config.output)
+    assert supervision_folder(made.tasks, made.space, other, folder) != made.folder
+    fewer = made.tasks[:1]
+    assert supervision_folder(fewer, join([fewer[0].spec.labels]), config.method, folder) != made.folder
