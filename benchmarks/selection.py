@@ -235,7 +235,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--suites", nargs="+", default=SUITES, choices=RECIPES, metavar="NAME")
+    parser.add_argument(
+        "--suites",
+        nargs="*",
+        default=SUITES,
+        metavar="NAME",
+        help=f"of {', '.join(RECIPES)}; none: judge FILE again",
+    )
     parser.add_argument(
         "--layers", nargs="*", default=["1", "2", "all"], help="stochastic: all, or the last so many"
     )
@@ -247,10 +253,13 @@ def main() -> None:
     parser.add_argument("--data", help="folder with the data sets; default $MUKI_DATA")
     parser.add_argument("--cache", default=CACHE, help="where teachers are kept")
     parser.add_argument("--json", help="write the results here, and a table beside it")
-    parser.add_argument("--quick", action="store_true", help="clinc150-quick, the last layer, K=16, 2 seeds")
+    parser.add_argument(
+        "--quick", action="store_true", help="clinc150-quick, all layers, rate 0.2, K=4, 2 seeds"
+    )
     options = parser.parse_args()
     if options.quick:
-        options.suites, options.layers, options.samples, options.seeds = ["clinc150-quick"], ["1"], [16], 2
+        options.suites, options.layers, options.rates = ["clinc150-quick"], ["all"], ["0.2"]
+        options.samples, options.seeds, options.bar_seeds, options.rows = [4], 2, 1, options.rows or 500
     if any(K < 2 for K in options.samples):
         parser.error(f"--samples must be 2 or more, got {options.samples}")
     target = Path(options.json) if options.json else None
@@ -278,13 +287,19 @@ def main() -> None:
                         f" drop {found['classical']['auroc'] - row['auroc']:+.4f}",
                         began,
                     )
-        judged = judge(sets)
         if target:
-            choice = next((one for one in judged if one["passes"]), None)
-            content = {"tolerance": TOLERANCE, "choice": choice, "sets": sets}
-            target.write_text(json.dumps(content, indent=1) + "\n")
-            target.with_suffix(".md").write_text(report(sets, judged))
+            _write(target, sets)
+    if target:
+        _write(target, sets)
     print(report(sets, judge(sets)))
+
+
+def _write(target: Path, sets: dict[str, Any]) -> None:
+    judged = judge(sets)
+    choice = next((one for one in judged if one["passes"]), None)
+    content = {"tolerance": TOLERANCE, "choice": choice, "sets": sets}
+    target.write_text(json.dumps(content, indent=1) + "\n")
+    target.with_suffix(".md").write_text(report(sets, judged))
 
 
 def _say(line: str, began: float) -> None:
