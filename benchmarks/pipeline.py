@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument(
         "--layers", help="stochastic layers: all, or the last so many; default: the package's"
     )
-    parser.add_argument("--samples", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=MukiMethod().samples)
     parser.add_argument("--rounds", type=int, help="of loop and Ray path; default 3, quick 1")
     parser.add_argument("--memory-rows", type=int, nargs=2, help="default 20000 400000, quick 5000 50000")
     parser.add_argument("--no-memory", action="store_true", help="leave the memory out")
