@@ -216,6 +216,14 @@ class DropoutConfig(Section):
     )
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _stops_where_it_can(self) -> DropoutConfig:
+        if self.early_stop is not None and self.masks == "per_element":
+            raise ValueError(
+                f"early_stop ({self.early_stop:g}) works with masks: per_sample only; leave one of them out"
+            )
+        return self
+
 
 class MukiMethod(Section):
     """Uncertainty-aware integration (MUKI section 2.2.2)."""

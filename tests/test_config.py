@@ -158,6 +158,10 @@ BAD = [
     ("corpus.test={path: t, labl: x}", r"^corpus\.test\.labl is not a known setting"),
     ("student.model=''", r"^student\.model: is empty, got ''; give a hub id"),
     ("output=' '", r"^output: is empty, got ' '; give the folder"),
+    (
+        "method.dropout={masks: per_element, early_stop: 0.1}",
+        r"^method\.dropout: early_stop \(0\.1\) works with masks: per_sample only",
+    ),
     ("method=muka", r"^method: .*'muka'.*'muki', 'paper', got"),
     ("method=3", r"^method must be a mapping of settings, got 3$"),
     ("method.samples=1", r"^method: score 'mc_entropy' needs samples >= 2, got 1; use score: entropy"),
