@@ -15,15 +15,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from muki_ray.config import DropoutConfig, MukiMethod
+from muki_ray.config import AnyMethod, BaselineMethod, DropoutConfig
 from muki_ray.corpus import Corpus
 from muki_ray.errors import ConfigError, CorpusError, TeacherError
 from muki_ray.evaluation import confusion_matrix, evaluate_run, owners, predictions, top_confusions
-from muki_ray.integration import scatter
+from muki_ray.integration import scatter, teacher_weights
 from muki_ray.labels import LabelSpace
 from muki_ray.pipeline import ScoringTask
 from muki_ray.report import Example
 from muki_ray.runtime import ray, user_error
+from muki_ray.standardisation import Raw, Standardisation
 from muki_ray.uncertainty import scores, softmax
 
 _EXAMPLES = 3
@@ -40,12 +41,15 @@ class Classifier:
 
 @dataclass(frozen=True)
 class Assessment:
-    """What the test set says: `metrics` as `evaluate_run` gives them, and what the pictures need."""
+    """What the test set says: `metrics` as `evaluate_run` gives them, and what the pictures need.
+
+    `shown_NM` are the scores, or the teachers' weights where the scores have no bounds.
+    """
 
     metrics: dict[str, Any]
     confusion_CC: NDArray[np.int64]
     confusions: list[dict[str, Any]]
-    scores_NM: NDArray[np.float64]
+    shown_NM: NDArray[np.float64]
     owner_N: NDArray[np.int64]
     examples: list[Example]
 
@@ -134,12 +138,14 @@ def predict_here(
 def assess(
     tasks: Sequence[ScoringTask],
     space: LabelSpace,
-    method: MukiMethod,
+    method: AnyMethod,
     probs: Mapping[str, NDArray[np.float64]],
+    standardisation: Standardisation | None = None,
 ) -> Assessment:
     """Metrics on the test set (the tasks' second corpus).
 
     Args:
+        standardisation: of the scores, as the corpus taught it; None leaves them as they are.
         probs: name -> `[N, C]` of the classifiers to evaluate; `student` is the student.
 
     Rows on which a teacher gave no finite answer are left out of every figure, and counted.
@@ -155,7 +161,8 @@ def assess(
         for one in evidence
     ]
     logits = [np.concatenate([p.logits for p in one]) for one in parts]
-    scores_NM = np.concatenate([scores(method.score, [one[s] for one in parts]) for s in range(len(shards))])
+    raw_NM = np.concatenate([scores(method.score, [one[s] for one in parts]) for s in range(len(shards))])
+    scores_NM = (standardisation or Raw())(raw_NM)
     columns = read_texts(test, ["text", "label"])
     truth = np.array([space.label2id.get(label, -1) for label in columns["label"]], dtype=np.int64)[good]
     kept = {name: p[good] for name, p in probs.items()}
@@ -176,7 +183,9 @@ def assess(
         metrics,
         matrix,
         top_confusions(matrix, space.names),
-        scores_NM,
+        scores_NM
+        if isinstance(method, BaselineMethod) or method.bounded
+        else teacher_weights(scores_NM, "soft", method.tau),
         owners(space, truth),
         _examples(kept["student"], texts, gold, scores_NM, space),
     )

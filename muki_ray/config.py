@@ -26,6 +26,7 @@ from pydantic import (
 from muki_ray.config_input import first_problem, override, read_yaml
 from muki_ray.errors import ConfigError
 from muki_ray.filesystem import redact_all
+from muki_ray.uncertainty import SAMPLED, UNBOUNDED
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -195,6 +196,9 @@ def _as_layers(value: Any) -> Any:
     raise ValueError(f"must be 'all' or a whole number of at least 1, got {value!r}")
 
 
+ScoreName = Literal[
+    "entropy", "msp", "max_logit", "energy", "mc_entropy", "mc_energy", "mutual_information", "mc_variance"
+]  # the keys of `uncertainty.SCORES`
 Layers = Annotated[Literal["all"] | int, BeforeValidator(_as_layers)]
 
 
@@ -232,10 +236,17 @@ class MukiMethod(Section):
     samples: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=4, description="Monte-Carlo samples K; 0: deterministic pass only"
     )
-    score: Literal["mc_entropy", "entropy"] = "mc_entropy"
+    score: ScoreName = "mc_entropy"
+    standardise: Literal["none", "zscore", "quantile", "owner"] = Field(
+        default="none",
+        description="bring scores to one scale, learned from the corpus: see muki_ray/standardisation.py",
+    )
     integration: Literal["hard", "soft"] = "soft"
     tau: Positive = Field(default=0.2, description="temperature of the teachers' weights (soft)")
-    margin: bool = Field(default=True, description="weight rows by the gap of the two best scores")
+    margin: bool = Field(
+        default=True,
+        description="weight rows by the gap of the two best scores; of the teachers' weights where scores have no bounds",
+    )
     temperature: Positive = Field(default=1.0, description="temperature of the teachers' probabilities")
     weights: Literal["raw", "normalize"] = Field(
         default="normalize",
@@ -245,12 +256,19 @@ class MukiMethod(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> MukiMethod:
-        if self.score.startswith("mc_") and self.samples < 2:
+        if self.score in SAMPLED and self.samples < 2:
             raise ValueError(
                 f"score {self.score!r} needs samples >= 2, got {self.samples}; "
                 "use score: entropy for no dropout"
             )
         return self
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the scores that teachers are compared by lie in [0, 1]."""
+        if self.standardise == "none":
+            return self.score not in UNBOUNDED
+        return self.standardise == "quantile"
 
 
 class PaperDropout(DropoutConfig):
@@ -273,6 +291,78 @@ class PaperMethod(MukiMethod):
     dropout: PaperDropout = PaperDropout()
 
 
+class BaselineMethod(Section):
+    """What the baselines share: one pass of each teacher without dropout, and every row counts 1."""
+
+    temperature: Positive = Field(
+        default=1.0, description="of the teachers' and the student's probabilities alike"
+    )
+
+    @property
+    def samples(self) -> int:
+        """No Monte-Carlo samples."""
+        return 0
+
+    @property
+    def dropout(self) -> DropoutConfig:
+        """Without samples it changes nothing."""
+        return DropoutConfig()
+
+    @property
+    def score(self) -> Literal["entropy"]:
+        """What the report shows of each teacher; no target depends on it."""
+        return "entropy"
+
+    @property
+    def standardise(self) -> Literal["none"]:
+        """That score is shown as it is."""
+        return "none"
+
+    @property
+    def weights(self) -> Literal["raw"]:
+        """All are 1."""
+        return "raw"
+
+
+class VanillaKdMethod(BaselineMethod):
+    """Plain distillation: softmax over all teachers' logits side by side."""
+
+    kind: Literal["vanilla_kd"] = "vanilla_kd"
+
+
+class UhcMethod(BaselineMethod):
+    """Unifying heterogeneous classifiers: the student agrees with each teacher within that teacher's labels."""
+
+    kind: Literal["uhc"] = "uhc"
+
+
+class FeatureMethod(BaselineMethod):
+    """Vanilla distillation, and the student's features led by those of the teachers, who run beside it."""
+
+    head_learning_rate: Positive = Field(
+        default=1e-3,
+        description="of the projections that are trained beside the student and then thrown away",
+    )
+
+
+class DfaMethod(FeatureMethod):
+    """Direct feature amalgamation: layer by layer, all teachers' features compressed into the student's."""
+
+    kind: Literal["dfa"] = "dfa"
+
+
+class CflMethod(FeatureMethod):
+    """Common feature learning: last layers meet in a space that all share, compared by MMD."""
+
+    kind: Literal["cfl"] = "cfl"
+    width: Count | None = Field(
+        default=None, description="of the common space; default: a quarter of the student's hidden size"
+    )
+
+
+AnyMethod = MukiMethod | BaselineMethod
+
+
 def _as_kind(value: Any) -> Any:
     """`method: paper` is short for `method: {kind: paper}`; `kind` may be left out for muki."""
     if isinstance(value, str):
@@ -281,7 +371,10 @@ def _as_kind(value: Any) -> Any:
 
 
 Method = Annotated[
-    Annotated[MukiMethod | PaperMethod, Field(discriminator="kind")],
+    Annotated[
+        MukiMethod | PaperMethod | VanillaKdMethod | UhcMethod | DfaMethod | CflMethod,
+        Field(discriminator="kind"),
+    ],
     BeforeValidator(_as_kind),
 ]
 
@@ -374,6 +467,11 @@ class IntegrateConfig(Section):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"teacher names must differ, got {twice[0]!r} more than once")
+        if isinstance(self.method, CflMethod) and self.training.num_workers > 1:
+            raise ValueError(
+                "method cfl compares the rows of a batch with each other, so one worker must see them all, "
+                f"got training.num_workers: {self.training.num_workers}; set it to 1"
+            )
         return self
 
 

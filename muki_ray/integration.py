@@ -54,7 +54,11 @@ def teacher_weights(scores_NM: Floats, how: Literal["hard", "soft"], tau: float)
 
 
 def margin(scores_NM: Floats) -> NDArray[np.float64]:
-    """`s_(1) - s_(2) + 1e-6`, at most 1: small where two teachers look alike. One teacher: 1. `[N]`."""
+    """`s_(1) - s_(2) + 1e-6`, at most 1: small where two teachers look alike. One teacher: 1. `[N]`.
+
+    Args:
+        scores_NM: values in [0, 1]: scores, or the teachers' weights.
+    """
     if scores_NM.shape[1] == 1:
         return np.ones(len(scores_NM), dtype=np.float64)
     top = np.partition(np.asarray(scores_NM, dtype=np.float64), -2, axis=1)
@@ -71,6 +75,7 @@ def integrate(
     tau: float,
     with_margin: bool,
     temperature: float,
+    bounded: bool = True,
 ) -> Supervision:
     """Targets and weights of `N` rows.
 
@@ -79,10 +84,12 @@ def integrate(
             probabilities from the deterministic pass, not from the Monte-Carlo mean).
         index: per teacher, places of its labels in the union, `[C_m]`.
         size: C.
-        scores_NM: scores, higher is better, in [0, 1].
+        scores_NM: scores, higher is better.
         how, tau: see `teacher_weights`.
         with_margin: weight rows by `margin`; otherwise every row counts 1.
         temperature: of the teachers' softmax.
+        bounded: whether the scores lie in [0, 1], so that their gap is a weight; if not, the margin is the gap
+            of the soft weights `softmax(s / tau)`.
 
     Raises:
         ValueError: as many scores as teachers are needed; a score or a logit is not finite (a NaN would win
@@ -100,7 +107,9 @@ def integrate(
         targets += weights_NM[:, m : m + 1] * scatter(softmax(z, temperature), places, size)
     if not np.isfinite(targets).all():
         raise ValueError("a logit is not finite; quarantine such rows before integration")
-    weights = margin(scores_NM) if with_margin else np.ones(len(scores_NM), dtype=np.float64)
+    weights = np.ones(len(scores_NM), dtype=np.float64)
+    if with_margin:
+        weights = margin(scores_NM if bounded else teacher_weights(scores_NM, "soft", tau))
     return Supervision(targets, weights, scores_NM.argmax(axis=1).astype(np.int64))
 
 

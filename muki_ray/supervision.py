@@ -15,15 +15,17 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from muki_ray.config import MukiMethod
-from muki_ray.integration import integrate
+from muki_ray.baselines.targets import baseline_supervision
+from muki_ray.config import AnyMethod, BaselineMethod
+from muki_ray.integration import integrate, teacher_weights
 from muki_ray.labels import LabelSpace
+from muki_ray.standardisation import Raw, Standardisation
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.teachers.evidence import EvidenceArrays, float_lists
 from muki_ray.uncertainty import scores
 
 # part of every supervision fingerprint: raise it when the meaning of a column changes
-SUPERVISION_FORMAT = 1
+SUPERVISION_FORMAT = 2
 QUARANTINE_SCHEMA = pa.schema([("row_id", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -38,14 +40,20 @@ class ShardSupervision:
 
 
 def supervise(
-    corpus: pa.Table, evidence: Sequence[EvidenceArrays], space: LabelSpace, method: MukiMethod
+    corpus: pa.Table,
+    evidence: Sequence[EvidenceArrays],
+    space: LabelSpace,
+    method: AnyMethod,
+    standardisation: Standardisation | None = None,
 ) -> ShardSupervision:
     """Integrate one shard.
 
     Args:
         corpus: row_id, text[, text_pair], `N` rows.
         evidence: of the `M` teachers, in the order of `space.teachers`, about the same rows.
+        standardisation: of the scores; None leaves them as they are.
 
+    Statistics count the scores; where those have no bounds, the teachers' weights.
     Rows on which any teacher answered NaN or infinity go to quarantine with the teacher's name.
     """
     finite = np.stack([one.finite() for one in evidence], axis=1)  # [N, M]
@@ -59,13 +67,20 @@ def supervise(
             [ids, pa.array(["evidence"] * len(bad)), pa.array(reasons)], schema=QUARANTINE_SCHEMA
         )
     chosen = [one.take(good) for one in evidence]
-    scores_NM = scores(method.score, chosen)
-    result = integrate(
-        [one.logits for one in chosen], space.index, len(space), scores_NM,
-        how=method.integration, tau=method.tau, with_margin=method.margin, temperature=method.temperature,
-    )  # fmt: skip
+    scores_NM = (standardisation or Raw())(scores(method.score, chosen))
+    logits, shown_NM = [one.logits for one in chosen], scores_NM
+    if isinstance(method, BaselineMethod):
+        result = baseline_supervision(method, logits, space, scores_NM)
+    else:
+        result = integrate(
+            logits, space.index, len(space), scores_NM,
+            how=method.integration, tau=method.tau, with_margin=method.margin, temperature=method.temperature,
+            bounded=method.bounded,
+        )  # fmt: skip
+        if not method.bounded:
+            shown_NM = teacher_weights(scores_NM, "soft", method.tau)
     statistics = CorpusStatistics.empty(len(evidence))
-    statistics.update(scores_NM, _margins(scores_NM))
+    statistics.update(shown_NM, _margins(shown_NM))
     kept = corpus.filter(pa.array(good))
     texts = {
         name: kept[name].cast(pa.string()) for name in kept.column_names if name in ("text", "text_pair")

@@ -49,15 +49,21 @@ def normalised_certainty(probs: Floats) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class TeacherEvidence:
-    """All that one teacher says about `N` rows.
+    """All that one teacher says about `N` rows; the `mc_*` parts are None when K = 0.
 
     Attributes:
         logits: of the deterministic pass, `[N, C_m]`.
-        mc_probs: mean softmax over the K samples (MUKI eq. 5), `[N, C_m]`; None when K = 0.
+        mc_probs: mean softmax over the K samples (MUKI eq. 5), `[N, C_m]`.
+        mc_energy: mean over the samples of logsumexp of the logits, `[N]`.
+        mc_expected_entropy: mean over the samples of the entropy of their softmax, nats, `[N]`.
+        mc_variance: sum over labels of the variance of their probability over the samples, `[N]`.
     """
 
     logits: Floats
     mc_probs: Floats | None = None
+    mc_energy: Floats | None = None
+    mc_expected_entropy: Floats | None = None
+    mc_variance: Floats | None = None
 
 
 def score_entropy(evidence: TeacherEvidence) -> NDArray[np.float64]:
@@ -65,19 +71,69 @@ def score_entropy(evidence: TeacherEvidence) -> NDArray[np.float64]:
     return normalised_certainty(softmax(evidence.logits))
 
 
+def score_msp(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """Largest probability of the deterministic pass (Hendrycks and Gimpel, 2017). `[N]`, in [1 / C_m, 1]."""
+    return np.asarray(softmax(evidence.logits).max(axis=1))
+
+
+def score_max_logit(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """Largest logit of the deterministic pass (Hendrycks et al., 2022). `[N]`, unbounded."""
+    return np.asarray(evidence.logits, dtype=np.float64).max(axis=1)
+
+
+def score_energy(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """`logsumexp(z)`: minus the free energy of Liu et al. (2020) at temperature 1. `[N]`, unbounded."""
+    z = np.asarray(evidence.logits, dtype=np.float64)
+    top = z.max(axis=1)
+    return np.asarray(top + np.log(np.exp(z - top[:, None]).sum(axis=1)))
+
+
 def score_mc_entropy(evidence: TeacherEvidence) -> NDArray[np.float64]:
     """`1 - H(1/K sum_k p_k) / log C_m` (MUKI eq. 5-6, normalised). `[N]`."""
-    if evidence.mc_probs is None:
-        raise ValueError(
-            "mc_entropy needs Monte-Carlo samples, the evidence has none; set samples to 2 or more"
-        )
-    return normalised_certainty(evidence.mc_probs)
+    return normalised_certainty(_sampled("mc_entropy", evidence.mc_probs))
+
+
+def score_mc_energy(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """`1/K sum_k logsumexp(z_k)`. `[N]`, unbounded."""
+    return _sampled("mc_energy", evidence.mc_energy)
+
+
+def score_mutual_information(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """`1 - (H(1/K sum_k p_k) - 1/K sum_k H(p_k)) / log C_m`: how little the samples disagree. `[N]`.
+
+    The information that the label holds about the weights (Houlsby et al., 2011), normalised.
+    """
+    mean = _sampled("mutual_information", evidence.mc_probs)
+    expected = _sampled("mutual_information", evidence.mc_expected_entropy)
+    return np.clip(normalised_certainty(mean) + expected / np.log(mean.shape[1]), 0.0, 1.0)
+
+
+def score_mc_variance(evidence: TeacherEvidence) -> NDArray[np.float64]:
+    """1 minus the variance of the probabilities over the samples, summed over the labels. `[N]`."""
+    return np.clip(1.0 - _sampled("mc_variance", evidence.mc_variance), 0.0, 1.0)
+
+
+def _sampled(name: str, part: Floats | None) -> NDArray[np.float64]:
+    """A Monte-Carlo part of the evidence, which must be there."""
+    if part is None:
+        raise ValueError(f"{name} needs Monte-Carlo samples, the evidence has none; set samples to 2 or more")
+    return np.asarray(part, dtype=np.float64)
 
 
 SCORES: dict[str, Callable[[TeacherEvidence], NDArray[np.float64]]] = {
     "entropy": score_entropy,
+    "msp": score_msp,
+    "max_logit": score_max_logit,
+    "energy": score_energy,
     "mc_entropy": score_mc_entropy,
+    "mc_energy": score_mc_energy,
+    "mutual_information": score_mutual_information,
+    "mc_variance": score_mc_variance,
 }
+# scores that read Monte-Carlo samples
+SAMPLED = frozenset({"mc_entropy", "mc_energy", "mutual_information", "mc_variance"})
+# scores on the logits' own scale, which no two teachers need share; all others lie in [0, 1]
+UNBOUNDED = frozenset({"max_logit", "energy", "mc_energy"})
 
 
 def scores(name: str, evidence: list[TeacherEvidence]) -> NDArray[np.float64]:

@@ -11,9 +11,14 @@ import yaml
 from pydantic import ValidationError
 
 from muki_ray.config import (
+    BaselineMethod,
+    CflMethod,
+    DfaMethod,
     IntegrateConfig,
     MukiMethod,
     PaperMethod,
+    UhcMethod,
+    VanillaKdMethod,
     load_config,
     parse_config,
     to_yaml,
@@ -92,6 +97,28 @@ def test_paper_keeps_its_masks_when_another_part_of_dropout_is_set() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("vanilla_kd", VanillaKdMethod), ("uhc", UhcMethod), ("dfa", DfaMethod), ("cfl", CflMethod)],
+)
+def test_baselines_have_no_samples_and_count_every_row_the_same(
+    kind: str, expected: type[BaselineMethod]
+) -> None:
+    method = parsed(method=kind).method
+    assert type(method) is expected and isinstance(method, BaselineMethod)
+    assert method == parsed(method={"kind": kind}).method == expected()
+    assert (method.temperature, method.samples, method.weights, method.score) == (1.0, 0, "raw", "entropy")
+    assert not {"samples", "score", "margin", "dropout", "weights"} & method.model_dump().keys()
+    assert parsed(method=kind, training={"num_workers": 1}).method == method
+
+
+def test_settings_of_the_feature_baselines() -> None:
+    assert parsed("method=dfa").method.head_learning_rate == 1e-3
+    config = parsed("method=cfl", "method.width=64", "method.head_learning_rate=1e-4", "method.temperature=5")
+    assert config.method == CflMethod(width=64, head_learning_rate=1e-4, temperature=5)
+    assert parsed("method=dfa", "training.num_workers=2").training.num_workers == 2
+
+
 def test_kind_may_be_left_out() -> None:
     config = parsed(method={"integration": "hard"})
     assert (config.method.kind, config.method.integration) == ("muki", "hard")
@@ -162,14 +189,21 @@ BAD = [
         "method.dropout={masks: per_element, early_stop: 0.1}",
         r"^method\.dropout: early_stop \(0\.1\) works with masks: per_sample only",
     ),
-    ("method=muka", r"^method: .*'muka'.*'muki', 'paper', got"),
+    ("method=muka", r"^method: .*'muka'.*'muki', 'paper', 'vanilla_kd', 'uhc', 'dfa', 'cfl', got"),
+    ("method={kind: uhc, samples: 4}", r"^method\.samples is not a known setting \(value 4\); check"),
+    ("method={kind: vanilla_kd, score: entropy}", r"^method\.score is not a known setting"),
+    ("method={kind: uhc, head_learning_rate: 0.1}", r"^method\.head_learning_rate is not a known setting"),
+    ("method={kind: dfa, width: 8}", r"^method\.width is not a known setting"),
+    ("method={kind: cfl, width: 0}", r"^method\.width: .*greater than or equal to 1, got 0$"),
+    ("method={kind: vanilla_kd, temperature: 0}", r"^method\.temperature: .*greater than 0, got 0$"),
+    ("method={kind: dfa, head_learning_rate: -1}", r"^method\.head_learning_rate: .*greater than 0, got -1$"),
     ("method=3", r"^method must be a mapping of settings, got 3$"),
     ("method.samples=1", r"^method: score 'mc_entropy' needs samples >= 2, got 1; use score: entropy"),
     ("method.samples=2000", r"^method\.samples: .*less than or equal to 1024, got 2000$"),
     ("method.tau=0", r"^method\.tau: .*greater than 0, got 0$"),
     ("method.tau=.nan", r"^method\.tau: .*finite number, got nan$"),
     ("method.temperature=.inf", r"^method\.temperature: .*finite number, got inf$"),
-    ("method.score=energy", r"^method\.score: Input should be 'mc_entropy' or 'entropy', got 'energy'$"),
+    ("method.score=bald", r"^method\.score: Input should be 'entropy', 'msp', .* or 'mc_variance', got 'bald'$"),
     ("method.integration=mean", r"^method\.integration: Input should be 'hard' or 'soft', got 'mean'$"),
     ("method.dropout.masks=all", r"^method\.dropout\.masks: .*'per_sample' or 'per_element', got 'all'$"),
     ("method.dropout.rate=1", r"^method\.dropout\.rate: .*less than 1, got 1$"),
@@ -185,6 +219,14 @@ BAD = [
     ("training.num_gpus=2.5", r"num_gpus must be whole above 1, got 2\.5; use 2 or 3$"),
     ("tracking.enabled=maybe", r"^tracking\.enabled: .*valid boolean.* got 'maybe'$"),
 ]
+
+
+def test_cfl_wants_one_worker() -> None:
+    with pytest.raises(
+        ConfigError, match=r"method cfl .* got training\.num_workers: 2; set it to 1$"
+    ) as refusal:
+        parsed("method=cfl", "training.num_workers=2")
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(("setting", "match"), BAD, ids=[setting for setting, _ in BAD])
@@ -289,7 +331,9 @@ def test_bad_overrides_are_refused_in_one_line(text: str, match: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [MINIMAL, FULL, {**MINIMAL, "method": "paper"}], ids=["min", "full", "paper"]
+    "content",
+    [MINIMAL, FULL, {**MINIMAL, "method": "paper"}, {**MINIMAL, "method": {"kind": "cfl", "width": 8}}],
+    ids=["min", "full", "paper", "cfl"],
 )
 def test_the_resolved_configuration_reads_back_as_itself(content: dict[str, Any], tmp_path: Path) -> None:
     config = parse_config(content)

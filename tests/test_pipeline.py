@@ -222,11 +222,15 @@ def test_another_tau_or_score_scores_nothing(root: Path, finished: tuple[Path, P
         {"samples": 4, "tau": 0.5},
         {"samples": 4, "integration": "hard"},
         {"samples": 4, "score": "entropy"},
+        {"samples": 4, "score": "mc_energy"},
+        {"samples": 4, "score": "max_logit", "standardise": "zscore"},
+        {"samples": 4, "standardise": "owner", "integration": "hard"},
     ):
         scored, folder, facts, _ = runs.score_only(runs.config(root, run, path, method=method))
         assert scored == {"one": 0, "two": 0}
         assert folder.location != before.location
         assert facts["rows"] == ROWS
+        assert (facts["standardisation"] is not None) is ("standardise" in method)
 
 
 def test_more_samples_are_other_evidence(root: Path, finished: tuple[Path, Path]) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from muki_ray import tasks
 from muki_ray.config import IntegrateConfig
 from muki_ray.errors import StoreError
 from muki_ray.labels import join
+from muki_ray.standardisation import fit, from_json
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import RunFolder, part_name
 from muki_ray.tasks import (
@@ -118,3 +121,50 @@ def test_teachers_and_method_name_the_supervision(tmp_path: Path) -> None:
     assert supervision_folder(made.tasks, made.space, other, folder) != made.folder
     fewer = made.tasks[:1]
     assert supervision_folder(fewer, join([fewer[0].spec.labels]), config.method, folder) != made.folder
+
+
+# -- the sample that a standardisation is fitted to ------------------------------------------------------
+
+
+def test_a_small_corpus_is_sampled_whole_but_for_rows_without_an_answer(task: IntegrationTask) -> None:
+    assert task.sampled_shards() == [0, 1, 2]
+    sample = np.concatenate([task.sample(shard) for shard in range(3)])
+    integrated(task, [0, 1, 2])
+    supervised = np.concatenate([_scores(task, shard) for shard in range(3)])
+    assert sample.shape == (ROWS - 1, 2)
+    np.testing.assert_allclose(sample, supervised, atol=1e-6)
+
+
+def test_of_a_large_corpus_some_rows_from_shards_all_over_it(
+    task: IntegrationTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tasks, "_SAMPLE_SHARDS", 2)
+    assert task.sampled_shards() == [0, 2]
+    monkeypatch.setattr(tasks, "SAMPLE_ROWS", 6)  # of 12 rows in those shards
+    parts = [task.sample(shard) for shard in (0, 2)]
+    assert 0 < sum(map(len, parts)) < 12
+    again = [task.sample(shard) for shard in (2, 0)][::-1]
+    assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+
+
+def _scores(task: IntegrationTask, shard: int) -> np.ndarray:
+    return np.array(task.folder.read_table(part_name(shard))["scores"].to_pylist())
+
+
+def test_standardised_scores_are_another_supervision_with_its_own_manifest(tmp_path: Path) -> None:
+    plain = task_of(wanted(tmp_path))
+    config = wanted(tmp_path)
+    method = config.method.model_copy(update={"standardise": "zscore"})
+    other = task_of(config.model_copy(update={"method": method}))
+    assert other.folder.location != plain.folder.location
+    assert [t.folders for t in other.tasks] == [t.folders for t in plain.tasks], "the evidence is the same"
+    for shard in range(other.shards):
+        for one in other.tasks:
+            write_evidence(one, shard)
+    sample = np.concatenate([other.sample(shard) for shard in range(3)])
+    fitted = replace(other, standardisation=fit("zscore", sample))
+    facts = finish_supervision(fitted, integrated(fitted, [0, 1, 2]))
+    assert from_json(facts["standardisation"]) == fitted.standardisation
+    scores = np.concatenate([_scores(fitted, shard) for shard in range(3)])
+    np.testing.assert_allclose(scores.mean(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(scores.std(axis=0), 1.0, atol=1e-6)

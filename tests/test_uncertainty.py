@@ -10,7 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
+from muki_ray.config import MukiMethod
 from muki_ray.uncertainty import (
+    SAMPLED,
+    SCORES,
+    UNBOUNDED,
     TeacherEvidence,
     entropy,
     normalised_certainty,
@@ -131,3 +135,68 @@ def test_the_score_does_not_depend_on_the_order_of_the_labels(logits: np.ndarray
     np.testing.assert_allclose(
         score_entropy(TeacherEvidence(logits[:, order])), score_entropy(TeacherEvidence(logits)), atol=1e-12
     )
+
+
+# -- the other scores ------------------------------------------------------------------------------------
+
+# probabilities 1/4, 3/4 and 1/2, 1/2; the second row's logits are shifted by 2
+_TWO = np.log(np.array([[1.0, 3.0], [1.0, 1.0]])) + np.array([[0.0], [2.0]])
+
+
+def test_scores_of_one_pass_by_hand() -> None:
+    evidence = TeacherEvidence(_TWO)
+    np.testing.assert_allclose(SCORES["msp"](evidence), [0.75, 0.5], rtol=1e-12)
+    np.testing.assert_allclose(SCORES["max_logit"](evidence), [math.log(3), 2.0], rtol=1e-12)
+    np.testing.assert_allclose(SCORES["energy"](evidence), [math.log(4), 2 + math.log(2)], rtol=1e-12)
+
+
+def test_scores_of_samples_by_hand() -> None:
+    """Row 0: the samples say (1, 0) and (0, 1), so all entropy is disagreement; row 1: twice (1/2, 1/2)."""
+    evidence = TeacherEvidence(
+        _TWO,
+        mc_probs=np.array([[0.5, 0.5], [0.5, 0.5]]),
+        mc_energy=np.array([3.0, -1.0]),
+        mc_expected_entropy=np.array([0.0, math.log(2)]),
+        mc_variance=np.array([0.5, 0.0]),  # 1/4 for each of two labels
+    )
+    np.testing.assert_allclose(SCORES["mutual_information"](evidence), [0.0, 1.0], atol=1e-12)
+    np.testing.assert_allclose(SCORES["mc_variance"](evidence), [0.5, 1.0])
+    np.testing.assert_allclose(SCORES["mc_energy"](evidence), [3.0, -1.0])
+    np.testing.assert_allclose(SCORES["mc_entropy"](evidence), [0.0, 0.0], atol=1e-12)
+
+
+def test_energy_of_huge_logits_is_finite() -> None:
+    energy = SCORES["energy"](TeacherEvidence(np.array([[1e4, 1e4], [-1e4, -1e4]])))
+    np.testing.assert_allclose(energy, [1e4 + math.log(2), -1e4 + math.log(2)])
+
+
+@given(LOGITS, st.floats(-20, 20))
+def test_a_shift_of_all_logits_moves_only_unbounded_scores(logits: np.ndarray, shift: float) -> None:
+    """Softmax does not see it; the scale of max logit and energy is each teacher's own."""
+    for name in ("entropy", "msp", "max_logit", "energy"):
+        moved = shift if name in UNBOUNDED else 0.0
+        found = SCORES[name](TeacherEvidence(logits + shift)) - SCORES[name](TeacherEvidence(logits))
+        np.testing.assert_allclose(found, moved, atol=1e-6)
+
+
+@given(LOGITS)
+def test_bounded_scores_lie_in_0_1_and_energy_above_the_maximum(logits: np.ndarray) -> None:
+    evidence = TeacherEvidence(logits)
+    for name in SCORES.keys() - UNBOUNDED - SAMPLED:
+        assert ((SCORES[name](evidence) >= 0) & (SCORES[name](evidence) <= 1)).all()
+    gap = SCORES["energy"](evidence) - SCORES["max_logit"](evidence)
+    assert ((gap >= 0) & (gap <= math.log(logits.shape[1]) + 1e-9)).all()
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLED))
+def test_sampled_scores_say_that_samples_are_missing(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs Monte-Carlo samples"):
+        scores(name, [TeacherEvidence(_TWO)])
+
+
+def test_the_configuration_names_every_score() -> None:
+    for name in SCORES:
+        assert MukiMethod(score=name).score == name  # type: ignore[arg-type]
+        assert MukiMethod(score=name).bounded is (name not in UNBOUNDED)  # type: ignore[arg-type]
+        assert MukiMethod(score=name, standardise="quantile").bounded  # type: ignore[arg-type]
+        assert not MukiMethod(score=name, standardise="zscore").bounded  # type: ignore[arg-type]

@@ -115,6 +115,31 @@ def test_mlflow_has_the_run_and_a_model_that_answers(job: Path) -> None:
     assert mlflow.pyfunc.load_model(models[0].artifact_location).predict(["the goal"]) is not None
 
 
+def test_baselines_share_the_evidence_and_end_in_a_student(job: Path, tmp_path: Path) -> None:
+    """Teachers that share a label; each kind of objective, one after the other in one folder."""
+    config = yaml.safe_load((job / "config.yaml").read_text())
+    config |= {
+        "teachers": [{"name": name, "model": str(job / name)} for name in ("two", "three")],
+        "tracking": {"enabled": False},
+        "output": str(tmp_path / "run"),
+    }
+    config["training"]["epochs"] = 1
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    report = tmp_path / "run" / "report" / "metrics.json"
+    for kind, scored, words in (("uhc", 72, "(UHC)"), ("dfa", 0, "(DFA)")):
+        assert main(["integrate", str(tmp_path / "config.yaml"), f"method={kind}"]) == 0
+        found = json.loads(report.read_text())
+        assert found["rows"]["scored"] == {"two": scored, "three": scored}
+        assert 0 <= found["student"]["accuracy"] <= 1
+        assert found["selection"]["rows"] == 0, "both teachers know sport"
+        student = tmp_path / "run" / "student"
+        assert words in (student / "README.md").read_text()
+        labels = json.loads((student / "config.json").read_text())["id2label"]
+        assert list(labels.values()) == ["film", "politics", "sport", "weather"]
+        answer = pipeline("text-classification", model=str(student))("the goal")
+        assert answer[0]["label"] in labels.values()
+
+
 def test_evaluate_again_on_another_test_set(job: Path) -> None:
     runs.corpus(job / "other.parquet", 7, seed=4, label="tech")
     assert main(["evaluate", str(job / "config.yaml"), f"corpus.test.path={job / 'other.parquet'}"]) == 0

@@ -21,7 +21,21 @@ from huggingface_hub.utils import validate_repo_id
 
 from muki_ray import filesystem as locations
 
-TAGS = ["muki-ray", "knowledge-integration", "mc-dropout"]
+TAGS = ["muki-ray", "knowledge-integration"]
+# what the baselines do, by the method's kind
+_KD = (
+    "The target is the softmax over all teachers' logits side by side, placed in the union by label name. The student "
+    "minimises the Kullback-Leibler divergence from the target to its own prediction."
+)
+_BASELINES = {
+    "vanilla_kd": f"Vanilla knowledge distillation. {_KD}",
+    "uhc": "Unifying heterogeneous classifiers (UHC). Within the labels of each teacher the student minimises the "
+    "Kullback-Leibler divergence from that teacher's prediction to its own, renormalised over these labels.",
+    "dfa": f"Direct feature amalgamation (DFA). {_KD} Besides, in every layer its features follow what an auto-encoder "
+    "makes of the features of all teachers.",
+    "cfl": f"Common feature learning (CFL). {_KD} Besides, its last layer and those of the teachers are mapped into one "
+    "space, where their distributions are made alike.",
+}
 # metric in the report -> metric id of the Hugging Face leaderboards
 _RESULTS = {"accuracy": "accuracy", "macro_f1": "f1"}
 
@@ -49,15 +63,17 @@ def model_card(
             also go into the front matter. None when there was no test set.
     """
     results = _numbers(metrics or {})
+    baseline = _BASELINES.get(str(method.get("kind")))
     hub_teachers = [str(teacher["model"]) for teacher in teachers if is_hub_id(str(teacher["model"]))]
     return (
         _template()
         .render(
-            front_matter=_front_matter(hub_teachers, results),
+            front_matter=_front_matter(hub_teachers, results, TAGS if baseline else [*TAGS, "mc-dropout"]),
             labels=labels,
             teachers=[_teacher(teacher) for teacher in teachers],
             base_model=base_model if is_hub_id(base_model) else None,
             method=method,
+            baseline=baseline,
             settings=_settings(method),
             training=_settings(training),
             corpus=corpus,
@@ -79,7 +95,7 @@ def is_hub_id(model: str) -> bool:
     return True
 
 
-def _front_matter(hub_teachers: list[str], results: Mapping[str, float]) -> str:
+def _front_matter(hub_teachers: list[str], results: Mapping[str, float], tags: list[str]) -> str:
     extra: dict[str, Any] = {"base_model_relation": "merge"} if hub_teachers else {}
     if "accuracy" in results:
         extra["model_name"] = "student"
@@ -100,7 +116,7 @@ def _front_matter(hub_teachers: list[str], results: Mapping[str, float]) -> str:
         library_name="transformers",
         pipeline_tag="text-classification",
         base_model=list(dict.fromkeys(hub_teachers)) or None,
-        tags=TAGS,
+        tags=tags,
         **extra,
     )
     return str(data.to_yaml()).strip()

@@ -10,9 +10,9 @@ Shapes: N rows, B rows of one worker's batch, C union labels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from muki_ray import filesystem as locations
 from muki_ray.errors import StudentError
+from muki_ray.hashing import row_hash
 from muki_ray.store import Folder, part_name
 
 # more held-out rows than this tell no more about which checkpoint is best
@@ -40,7 +41,8 @@ Encode: TypeAlias = Callable[[list[str], list[str] | None], Encoded]
 class Batch:
     """One worker's slice: texts, `targets` `[B, C]`, `weights` `[B]`; `rows` of the global batch it is part of.
 
-    `encoded` are its texts as the tokenizer gave them, unpadded; None where no tokenizer was at hand.
+    `encoded` are its texts as the tokenizer gave them, unpadded; None where no tokenizer was at hand. `beside` is what
+    an objective made of the texts for itself, an entry per micro-batch.
     """
 
     texts: list[str]
@@ -49,6 +51,7 @@ class Batch:
     weights: NDArray[np.float32]
     rows: int
     encoded: Encoded | None = None
+    beside: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -62,16 +65,7 @@ class Split:
 
     def held_out(self, row_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Mask of the held-out rows, `[N]`; depends on nothing but the row's id."""
-        return _hash(row_ids, self.seed) < np.uint64(self.threshold)
-
-
-def _hash(row_ids: NDArray[np.int64], seed: int) -> NDArray[np.uint64]:
-    """splitmix64: uniform 64-bit values from ids."""
-    with np.errstate(over="ignore"):
-        z = row_ids.astype(np.uint64) + np.uint64((seed * 2 + 1) & _MASK) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+        return row_hash(row_ids, self.seed) < np.uint64(self.threshold)
 
 
 def plan_split(folder: Folder, rows_per_part: list[int], fraction: float, seed: int) -> Split:
@@ -89,7 +83,7 @@ def plan_split(folder: Folder, rows_per_part: list[int], fraction: float, seed: 
     threshold = int(fraction * 2**64)
     held, least = 0, 2**64 - 1
     for shard in range(len(rows_per_part)):
-        hashes = _hash(folder.read_table(part_name(shard), ["row_id"])["row_id"].to_numpy(), seed)
+        hashes = row_hash(folder.read_table(part_name(shard), ["row_id"])["row_id"].to_numpy(), seed)
         held += int((hashes < np.uint64(threshold)).sum())
         least = min(least, int(hashes.min())) if len(hashes) else least
     if held == 0:  # a tiny corpus: hold out the row with the smallest hash

@@ -1,7 +1,7 @@
 """The training loop: supervision in, checkpoints out. One process of any number.
 
-Knows Torch; knows Ray only through `World`, so that it also runs in a plain process. Chooses the checkpoint by
-the KL on held-out supervision: no label is read.
+Knows Torch; knows Ray only through `World`, so that it also runs in a plain process. What is minimised is the job's
+`Objective`. Chooses the checkpoint by the KL on held-out supervision: no label is read.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -23,8 +23,9 @@ from muki_ray.config import TrainingConfig
 from muki_ray.errors import StudentError
 from muki_ray.student.data import Batch, Encoded, Supervision
 from muki_ray.student.lean import LeanStudent
-from muki_ray.student.losses import kl_rows, weighted_kl
+from muki_ray.student.losses import weighted_kl
 from muki_ray.student.model import StudentSpec, build_student
+from muki_ray.student.objectives import Objective, WeightedKl
 from muki_ray.teachers.loading import resolve_dtype
 
 STATE_FILE = "training_state.pt"
@@ -34,7 +35,7 @@ _LOOK = 16
 # traced to capture the student's forward pass; two rows of unequal length, so that padding is seen
 _PROBE = ["one short text", "another text that is somewhat longer than the first one"]
 
-# padded inputs, targets `[B, C]` and weights `[B]` of one forward
+# padded inputs, targets `[B, C]` (or what columns the objective has) and weights `[B]` of one forward
 MicroBatch: TypeAlias = tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]
 
 
@@ -73,6 +74,7 @@ class TrainingJob:
     training: TrainingConfig
     supervision: Supervision
     threads: int
+    objective: Objective = field(default_factory=WeightedKl)
 
 
 def run(job: TrainingJob, world: World) -> None:
@@ -128,7 +130,9 @@ class _Trainer:
     def __init__(self, model: Any, tokenizer: Any, job: TrainingJob, world: World, total_steps: int) -> None:
         self.plain, self.tokenizer, self.job, self.world = model, tokenizer, job, world
         probe = self.tokenizer(_PROBE, padding=True, return_tensors="pt").to(world.device)
-        self.lean = LeanStudent(model, probe, alone=world.size == 1)
+        self.loss = job.objective.build(model, probe, job.training)
+        # a loss that looks inside the student takes it as it is, with what is trained beside it
+        self.lean = self.loss.network or LeanStudent(model, probe, alone=world.size == 1)
         self.model = world.wrap(self.lean)
         self.settings = job.training
         self.total_steps = total_steps
@@ -138,6 +142,7 @@ class _Trainer:
             [
                 {"params": decay, "weight_decay": self.settings.weight_decay},
                 {"params": plain, "weight_decay": 0.0},
+                *self.loss.groups(),
             ],
             lr=self.settings.learning_rate,
             fused=True,
@@ -159,11 +164,11 @@ class _Trainer:
         ]
 
     def epoch(self, batches: Iterable[Batch], steps: int, epoch: int) -> float:
-        """One pass; returns the mean weighted KL of the training rows."""
+        """One pass; returns the mean loss of the training rows: their weighted KL, unless the objective adds to it."""
         self.model.train()
         loss: torch.Tensor | float = 0.0
         rows, seen = 0.0, 0.0
-        with closing(self._prefetched(batches)) as stream:
+        with closing(self._prefetched(map(self.loss.prepare, batches))) as stream:
             for number, (batch, micro) in enumerate(stream):
                 rate = float(self.schedule.get_last_lr()[0])
                 loss = loss + self._step(batch, micro)
@@ -182,11 +187,12 @@ class _Trainer:
         done = torch.zeros((), dtype=torch.float64, device=self.world.device)
         for i, parts in enumerate(micro):
             inputs, targets, weights = self._placed(parts)
+            more = self.loss.more(batch, i, weights)
             accumulating = i + 1 < len(micro) and hasattr(self.model, "no_sync")
             with self.model.no_sync() if accumulating else nullcontext():
                 with self.autocast():
-                    logits = self.model(**inputs)
-                loss = weighted_kl(logits, targets, weights)
+                    answer = self.model(**inputs, **more)
+                loss = self.loss.total(answer, targets, weights)
                 # gradients are averaged over workers: times their number, over the rows of all
                 self.scaler.scale(loss * self.world.size / batch.rows).backward()
             done += loss.detach()
@@ -227,7 +233,8 @@ class _Trainer:
                 for inputs, targets, weights in map(self._placed, micro):
                     with self.autocast():
                         logits = self.lean(**inputs)
-                    total += torch.stack([(weights * kl_rows(logits, targets)).sum(), weights.sum()])
+                    kl = weighted_kl(logits, targets, weights, self.loss.rows)
+                    total += torch.stack([kl, weights.sum()])
         total = self.world.total(total)
         return float(total[0] / total[1].clamp(min=1e-12))
 
@@ -295,7 +302,8 @@ class _Trainer:
         self.plain.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         torch.save({**state, "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(),
-                    "scaler": self.scaler.state_dict()}, folder / STATE_FILE)  # fmt: skip
+                    "scaler": self.scaler.state_dict(), "heads": self.loss.heads.state_dict()},
+                   folder / STATE_FILE)  # fmt: skip
 
     def restore(self) -> tuple[int, float, int]:
         """Next epoch, best held-out KL and epochs without a better one."""
@@ -309,6 +317,7 @@ class _Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
+        self.loss.heads.load_state_dict(state["heads"])
         return int(state["epoch"]), float(state["best"]), int(state["bad"])
 
 

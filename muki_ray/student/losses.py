@@ -8,20 +8,33 @@ Shapes: B rows, C union labels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 
-def kl_rows(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """`sum_y t(y) (log t(y) - log q(y))` per row, `[B]`, in float32; 0 log 0 = 0.
+def kl_rows(logits: torch.Tensor, targets: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
+    """`T^2 sum_y t(y) (log t(y) - log q(y))` per row, `[B]`, in float32; 0 log 0 = 0.
 
     Args:
         logits: the student's, `[B, C]`.
         targets: rows that sum to 1, `[B, C]`.
+        temperature: T, q is the softmax of `logits / T`; the factor keeps gradients of one size whatever T is.
     """
     targets = targets.float()
-    return (torch.special.xlogy(targets, targets) - targets * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+    log_probs = (logits.float() / temperature).log_softmax(dim=-1)
+    return (torch.special.xlogy(targets, targets) - targets * log_probs).sum(dim=-1) * temperature**2
 
 
-def weighted_kl(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Sum over the rows of weight times KL: divide by the rows of the whole batch, over all workers."""
-    return (weights.float() * kl_rows(logits, targets)).sum()
+def weighted_kl(
+    logits: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    rows: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] = kl_rows,
+) -> torch.Tensor:
+    """Sum over the rows of weight times KL: divide by the rows of the whole batch, over all workers.
+
+    Args:
+        rows: the divergence of each row, `[B]`, from logits and targets.
+    """
+    return (weights.float() * rows(logits, targets)).sum()

@@ -96,6 +96,7 @@ def training_name(job: TrainingJob, supervision: str) -> str:
         job.student.max_length,
         job.labels,
         settings,
+        job.objective.content,
     ]
     return "student-" + fingerprint([*content, job.supervision.weight_scale])
 

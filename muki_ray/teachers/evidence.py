@@ -54,7 +54,12 @@ class EvidenceArrays:
 
     def take(self, rows: NDArray[np.bool_]) -> TeacherEvidence:
         """What the scores need of the rows chosen."""
-        return TeacherEvidence(self.logits[rows], None if self.mc_probs is None else self.mc_probs[rows])
+        return TeacherEvidence(
+            *(
+                None if part is None else part[rows]
+                for part in (getattr(self, field.name) for field in fields(TeacherEvidence))
+            )
+        )
 
 
 def float_lists(values: NDArray[np.floating]) -> pa.Array:

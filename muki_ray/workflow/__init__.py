@@ -101,4 +101,4 @@ def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     run.tracker.metrics({"rows": run.metrics["rows"], "corpus": run.metrics["corpus"]})
     training = train(run, supervision, facts, cluster) if may_train else exported(run.folder.student)
     assert training is not None
-    return conclude(run, tasks, statistics, training, cluster)
+    return conclude(run, tasks, facts, training, cluster)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from muki_ray import filesystem as locations
 from muki_ray.assess import Assessment, Classifier, assess, predict_here, predict_on_cluster
@@ -14,6 +15,7 @@ from muki_ray.pipeline import ScoringTask
 from muki_ray.progress import say
 from muki_ray.report import Example, draw, results_table, write_report
 from muki_ray.runtime import Cluster
+from muki_ray.standardisation import from_json
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.student.card import model_card
 from muki_ray.student.export import exported, finish
@@ -24,11 +26,12 @@ _EXAMPLE_WIDTH = 78
 
 
 def conclude(
-    run: Run, tasks: list[ScoringTask], statistics: CorpusStatistics, training: str, cluster: Cluster
+    run: Run, tasks: list[ScoringTask], facts: dict[str, Any], training: str, cluster: Cluster
 ) -> RunResult:
     """Evaluate the student, complete its folder, write the report, log everything."""
     student = run.folder.student
-    assessment = _assess(run, tasks, cluster) if run.config.corpus.test is not None else None
+    statistics = CorpusStatistics.from_json(facts["statistics"])
+    assessment = _assess(run, tasks, facts, cluster) if run.config.corpus.test is not None else None
     if assessment is not None:
         run.metrics = {**assessment.metrics, **run.metrics}
     fresh = exported(student) != training
@@ -44,7 +47,7 @@ def conclude(
     return RunResult(student.location, run.metrics, _summary(run, assessment.examples if assessment else ()))
 
 
-def _assess(run: Run, tasks: list[ScoringTask], cluster: Cluster) -> Assessment:
+def _assess(run: Run, tasks: list[ScoringTask], facts: dict[str, Any], cluster: Cluster) -> Assessment:
     """Run the student, and the classifiers to compare with, on the test set."""
     test = run.config.corpus.test
     assert test is not None
@@ -57,8 +60,9 @@ def _assess(run: Run, tasks: list[ScoringTask], cluster: Cluster) -> Assessment:
         # this process sees every GPU of the machine: it is the right place only if one is to be used
         alone = not cluster.may_grow and (gpus > 0) == (cluster.resources.get("GPU", 0) > 0)
         where = predict_here if alone else predict_on_cluster
+        learned = from_json(facts["standardisation"]) if facts["standardisation"] else None
         probs = where(classifiers, run.corpora[1], run.space.names, cpus, gpus)
-        return assess(tasks, run.space, run.config.method, probs)
+        return assess(tasks, run.space, run.config.method, probs, learned)
 
 
 def _card(run: Run) -> str:
@@ -84,7 +88,7 @@ def _report(run: Run, statistics: CorpusStatistics, assessment: Assessment | Non
         run.space.names,
         metrics=run.metrics if assessment else None,
         statistics=statistics,
-        scores_NM=assessment.scores_NM if assessment else None,
+        scores_NM=assessment.shown_NM if assessment else None,
         owner_N=assessment.owner_N if assessment else None,
         confusion_CC=assessment.confusion_CC if assessment else None,
     )

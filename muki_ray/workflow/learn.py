@@ -13,6 +13,7 @@ from muki_ray.store import Folder
 from muki_ray.student.data import Supervision, plan_split
 from muki_ray.student.export import export, exported
 from muki_ray.student.loop import TrainingJob
+from muki_ray.student.objectives import objective_of
 from muki_ray.student.train import Trained, train_student, training_name, worker_cpus
 from muki_ray.workflow.run import Run
 
@@ -30,11 +31,19 @@ _ALONE = {
 def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
     """Train the student, unless it is there already; returns the training's name."""
     config = run.config
-    cpus, _ = worker_cpus(config.training, cluster.resources, cluster.nodes)
+    cpus, gpus = worker_cpus(config.training, cluster.resources, cluster.nodes)
     split = plan_split(folder, facts["rows_per_part"], config.training.validation, config.training.seed)
     scale = facts["weight_mean"] if config.method.weights == "normalize" else 1.0
     supervision = Supervision(folder, tuple(facts["rows_per_part"]), split, scale)
-    job = TrainingJob(run.student, run.space.names, config.training, supervision, threads=max(1, int(cpus)))
+    teachers = [spec.resolved(on_gpu=gpus > 0) for spec in run.specs]
+    job = TrainingJob(
+        run.student,
+        run.space.names,
+        config.training,
+        supervision,
+        threads=max(1, int(cpus)),
+        objective=objective_of(config.method, run.space, teachers),
+    )
     name = training_name(job, folder.location.rsplit("/", 1)[-1])
     student = run.folder.student
     if exported(student) == name:

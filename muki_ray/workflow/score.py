@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from muki_ray.pipeline import (
@@ -10,6 +11,7 @@ from muki_ray.pipeline import (
     ScoringTask,
     finish_evidence,
     finish_supervision,
+    fit_standardisation,
     run_graph,
     score,
     supervision_folder,
@@ -55,9 +57,14 @@ def score_and_integrate(
         progress.update(reused)
         with listening(handle) as messenger:
             task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
-            scored = score(tasks, waves[:-1], messenger)
+            # a standardisation must have seen the corpus: then integration is a pass of its own, without models
+            alone = facts is None and config.method.standardise != "none"
+            scored = score(tasks, waves if alone else waves[:-1], messenger)
+            if alone:
+                finish_evidence(tasks)
+                task = replace(task, standardisation=fit_standardisation(task))
             last, integrated = run_graph(
-                tasks, waves[-1] if waves else [], task if facts is None else None, messenger
+                tasks, waves[-1] if waves and not alone else [], task if facts is None else None, messenger
             )
             scored = {name: scored.get(name, 0) + last.get(name, 0) for name in {*scored, *last}}
             finish_evidence(tasks)

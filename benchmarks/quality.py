@@ -1,0 +1,178 @@
+"""How good the student is: every method on every suite, against the student trained with gold labels.
+
+    python benchmarks/quality.py --suite NAME [NAME ...|all] [--scale tiny|small|full] [--seeds N]
+                                 [--methods NAME ...] [--no-students] [--scores] [--json FILE] [--plots DIR]
+                                 [--data DIR] [--cache DIR]
+
+Suites are the files in `suites/`; methods: see `quality_methods.py`. `--seeds 3` measures seeds 0, 1 and 2: a seed is
+that of the teachers' training, of the dropout and of the student; rows are the same for all. `--no-students` looks at
+scores and targets alone, in seconds once the evidence is there. `--scores` compares all scores and standardisations.
+
+Teachers, evidence and students are kept in `--cache`, so a run that was stopped goes on where it was. Data is `--data`,
+by default `$MUKI_DATA`. A suite whose pretrained models are not installed is skipped, with the packages it needs.
+
+JSON of one suite: `upper_bound.accuracy`, `methods.<name>.accuracy`, `methods.<name>.selection_accuracy`; of several:
+the same below `suites.<suite>`, and `summary`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import quality_report as report
+from quality_case import Case, case
+from quality_choice import of_scores, of_teachers
+from quality_data import material
+from quality_methods import BEST_TEACHER, ENSEMBLE, NAMES, chooses, describe, method_of
+from quality_models import UnavailableError
+from quality_plots import draw
+from quality_run import figures
+from quality_suites import SCALES, TRAIN_ROWS, Suite, load, names
+
+from muki_ray.errors import UserError
+
+CACHE = "~/.cache/muki_ray/benchmarks/quality"
+
+
+def measure(name: str, suite: Suite, options: argparse.Namespace) -> dict[str, Any]:
+    """All methods and seeds on one suite; see `report.of_suite`.
+
+    Raises:
+        UnavailableError: a pretrained model's packages are not installed.
+        UserError: the data is not there, or not as the suite says.
+    """
+    settings = suite.at(options.scale)
+    rows = material(suite, options.scale, Path(options.data), TRAIN_ROWS[options.scale])
+    facts = {
+        "about": suite.about,
+        "scale": options.scale,
+        "seeds": options.seeds,
+        "labels": len(rows.union),
+        "models": {"teachers": settings.teacher_models, "student": settings.student_model},
+        "corpus_rows": len(rows.corpus),
+        "tests": {test: len(frame) for test, frame in rows.tests.items()},
+    }
+    say(f"{name}: {len(rows.corpus)} corpus rows, {len(rows.union)} labels, {len(rows.labels)} teachers")
+    runs: dict[str, list[dict[str, Any]]] = {}
+    teachers, scores = [], []
+    for seed in range(options.seeds):
+        one = case(name, seed, rows, settings, Path(options.cache), say)
+        teachers.append(of_teachers(one))
+        for method in options.methods:
+            runs.setdefault(method, []).append(timed(one, method, options.students))
+        if options.scores:
+            scores.append(of_scores(one, dropouts(seed)))
+    found = report.of_suite(facts, teachers, runs)
+    return found | ({"scores": report.merged(scores)} if scores else {})
+
+
+def timed(one: Case, method: str, students: bool) -> dict[str, Any]:
+    """One method's figures, and a line about them."""
+    began = time.monotonic()
+    found = figures(one, method, students)
+    said = [
+        f"{key} {found[key]:.4f}"
+        for key in ("accuracy", "selection_accuracy", "target_accuracy")
+        if key in found and found[key] is not None
+    ]
+    say(f"{one.name} seed {one.seed} {method}: {', '.join(said) or '-'} ({time.monotonic() - began:.0f}s)")
+    return found
+
+
+def dropouts(seed: int) -> dict[str, Any]:
+    """The two ways to draw Monte-Carlo samples that are compared."""
+    return {name: method_of(name, seed) for name in ("default", "paper")}
+
+
+def arguments() -> argparse.Namespace:
+    """What was asked for, checked."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--suite", nargs="+", required=True, metavar="NAME", help=f"all, or of {', '.join(names())}"
+    )
+    parser.add_argument("--scale", choices=SCALES, default="tiny")
+    parser.add_argument("--seeds", type=int, default=3, help="how many; default 3")
+    parser.add_argument(
+        "--methods", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES)
+    )
+    parser.add_argument(
+        "--no-students", dest="students", action="store_false", help="scores and targets alone"
+    )
+    parser.add_argument("--scores", action="store_true", help="also compare all scores and standardisations")
+    parser.add_argument("--json", help="write the figures to this file")
+    parser.add_argument("--plots", help="write pictures to this folder")
+    parser.add_argument("--data", default=os.environ.get("MUKI_DATA"), help="default $MUKI_DATA")
+    parser.add_argument("--cache", default=CACHE)
+    options = parser.parse_args()
+    options.suite = names() if options.suite == ["all"] else list(dict.fromkeys(options.suite))
+    options.cache = str(Path(options.cache).expanduser())
+    if options.seeds < 1:
+        parser.error(f"--seeds must be 1 or more, got {options.seeds}")
+    if not options.data or not Path(options.data).is_dir():
+        parser.error(f"no data folder at {options.data!r}; give --data or set MUKI_DATA")
+    if not options.students:
+        options.methods = [
+            one for one in options.methods if chooses(one) or one in ("vanilla_kd", ENSEMBLE, BEST_TEACHER)
+        ]
+        options.scores = True
+    return options
+
+
+def main() -> None:
+    """Measure, print, write."""
+    options = arguments()
+    done: dict[str, Any] = {}
+    skipped: dict[str, str] = {}
+    try:
+        suites = {name: load(name) for name in options.suite}
+        for name, suite in suites.items():
+            try:
+                done[name] = measure(name, suite, options)
+            except UnavailableError as reason:
+                skipped[name] = str(reason)
+                say(f"{name}: skipped: {reason}")
+                continue
+            print(report.suite_table(name, done[name]), flush=True)
+            if "scores" in done[name]:
+                print(report.score_table(name, done[name]["scores"]), flush=True)
+            write(options, done, skipped)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    if not done:
+        sys.exit(f"error: every suite was skipped; {next(iter(skipped.values()))}")
+    if len(done) > 1:
+        print(report.summary_table(report.summary(done)))
+    if options.plots:
+        for path in draw(done, Path(options.plots)):
+            say(f"wrote {path}")
+
+
+def write(options: argparse.Namespace, done: dict[str, Any], skipped: dict[str, str]) -> None:
+    """The JSON of what is there so far."""
+    if not options.json:
+        return
+    common = {"settings": {name: describe(name) for name in options.methods}, "skipped": skipped}
+    if len(options.suite) == 1:
+        (content,) = ({"suite": name, **found, **common} for name, found in done.items())
+    else:
+        content = {"suites": done, "summary": report.summary(done), **common}
+    target = Path(options.json)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def say(line: str) -> None:
+    """A line of progress, beside the tables."""
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The methods by name: what the table calls them, and the product's configuration behind each.
+
+The ablations of MUKI differ from `paper` in one setting each. Knows the configuration; measures nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from muki_ray.config import AnyMethod, Method
+
+_STUDENTS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "paper": {"kind": "paper"},
+    "muki_hard": {"kind": "paper", "integration": "hard"},
+    "muki_no_margin": {"kind": "paper", "margin": False},
+    "muki_no_mc": {"kind": "paper", "score": "entropy", "samples": 0},
+    "vanilla_kd": {"kind": "vanilla_kd"},
+    "uhc": {"kind": "uhc"},
+    "dfa": {"kind": "dfa"},
+    "cfl": {"kind": "cfl"},
+}
+UPPER_BOUND = "upper_bound"  # the student, trained on the corpus with gold labels
+ENSEMBLE = "ensemble"  # no student: softmax over all teachers' logits side by side
+BEST_TEACHER = (
+    "best_teacher"  # no student: the teacher with the best accuracy on the test, chosen by gold labels
+)
+NAMES = [UPPER_BOUND, *_STUDENTS, ENSEMBLE, BEST_TEACHER]
+
+
+def method_of(name: str, seed: int) -> AnyMethod | None:
+    """The configuration of a method whose dropout is drawn from `seed`; None where teachers are not integrated."""
+    if name not in _STUDENTS:
+        return None
+    settings = dict(_STUDENTS[name])
+    if chooses(name):
+        settings["dropout"] = {"seed": seed}
+    method: AnyMethod = TypeAdapter(Method).validate_python(settings)
+    return method
+
+
+def chooses(name: str) -> bool:
+    """Whether a score decides which teacher is believed."""
+    settings = _STUDENTS.get(name)
+    return settings is not None and settings.get("kind", "muki") in ("muki", "paper")
+
+
+def describe(name: str) -> dict[str, Any]:
+    """The settings behind a name, for the record."""
+    method = method_of(name, 0)
+    return {} if method is None else method.model_dump(mode="json", exclude={"dropout": {"seed"}})

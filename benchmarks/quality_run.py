@@ -1,0 +1,130 @@
+"""Every method on one suite with one seed: the figures. Same student, rows and epochs for every method.
+
+Integration is the product's (`muki_ray.supervision`), and so are training and metrics. What a score or a target is
+worth is judged with gold labels that no method sees.
+
+Shapes: N rows, M teachers, C union labels.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from quality_cache import Arrays, arrays, code, digest
+from quality_case import CORPUS, Case
+from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
+from quality_methods import BEST_TEACHER, ENSEMBLE, method_of
+from quality_train import gold_table, recipe, train
+
+import muki_ray
+from muki_ray.assess import Classifier, predict
+from muki_ray.evaluation import classification_metrics
+from muki_ray.integration import concatenated_ensemble, scatter
+from muki_ray.student.objectives import WeightedKl, objective_of
+from muki_ray.uncertainty import softmax
+
+_PACKAGE = Path(muki_ray.__file__).parent
+# what a student is trained by: results of other code are made anew
+_TRAINED_BY = (_PACKAGE / "student", _PACKAGE / "baselines")
+_EVALUATED = ("accuracy", "macro_f1", "ece")
+
+
+def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
+    """One method's figures.
+
+    Args:
+        students: whether to train; without, only what can be said of scores and targets.
+
+    Returns:
+        accuracy, macro_f1, ece (on the first test), tests (accuracy on each), held_out_kl, seconds (of training);
+        for methods that integrate also target_accuracy (share of corpus rows whose target's top label is gold, of
+        those that a teacher knows) and scoring_seconds; where a score chooses the teacher, selection_accuracy and
+        auroc on the first test, and corpus_selection_accuracy.
+    """
+    if name in (ENSEMBLE, BEST_TEACHER):
+        return _without_student(case, name)
+    method = method_of(name, case.seed)
+    if method is None:
+        table, objective, found, normalize = _gold(case), WeightedKl(), {}, False
+    else:
+        evidence, seconds = case.evidence(method, CORPUS)
+        learned = learned_from(evidence, method)
+        table = integrated(case.texts(CORPUS), evidence, case.space, method, learned)
+        found = of_targets(case, method, table, learned) | {"scoring_seconds": seconds}
+        objective, normalize = objective_of(method, case.space, case.specs), method.weights == "normalize"
+    return found | (_student(case, table, objective, normalize) if students else {})
+
+
+def _gold(case: Case) -> pa.Table:
+    return gold_table(case.texts(CORPUS), case.truth(CORPUS), len(case.space))
+
+
+def _student(case: Case, table: pa.Table, objective: Any, normalize: bool) -> dict[str, Any]:
+    """A student trained on the table, judged on every test."""
+    training = recipe(case.settings.student_epochs, case.student_rate, case.seed)
+    parts = [matrix(table, "target"), table["weight"].to_numpy(), table["row_id"].to_numpy()]
+    content = [
+        str(case.student_base.name), case.max_length, case.space.names, training.model_dump(mode="json"), normalize,
+        objective.content, digest(parts), digest(table["text"].to_pylist()), code(*_TRAINED_BY),
+        {name: digest(case.texts(name)) for name in case.material.tests},
+    ]  # fmt: skip
+
+    def make() -> Arrays:
+        scratch = Path(tempfile.mkdtemp(dir=case.cache))
+        try:
+            trained = train(
+                table, case.space.names, case.student_base, case.max_length, training, scratch / "student",
+                normalize=normalize, objective=objective,
+            )  # fmt: skip
+            student = Classifier("student", str(trained.folder), case.max_length)
+            threads = torch.get_num_threads()
+            said = {
+                f"probs_{name}": predict(student, case.texts(name), None, case.space.names, threads)
+                for name in case.material.tests
+            }
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        return {name: probs.astype(np.float32) for name, probs in said.items()} | {
+            "held_out_kl": np.array(trained.held_out_kl), "seconds": np.array(trained.seconds)
+        }  # fmt: skip
+
+    found = arrays(case.cache / "students", content, make)
+    judged = {name: _judged(case, name, found[f"probs_{name}"]) for name in case.material.tests}
+    return _told(judged) | {name: float(found[name]) for name in ("held_out_kl", "seconds")}
+
+
+def _without_student(case: Case, name: str) -> dict[str, Any]:
+    """The ensemble, or the best teacher, on every test."""
+    first, *_ = case.material.tests
+
+    def ensemble(where: str) -> NDArray[np.float64]:
+        return concatenated_ensemble(logits_of(case, where), case.space.index, len(case.space))
+
+    def teacher(m: int) -> Callable[[str], NDArray[np.float64]]:
+        return lambda where: scatter(softmax(logits_of(case, where)[m]), case.space.index[m], len(case.space))
+
+    answer = ensemble
+    if name == BEST_TEACHER:
+        everyone = [teacher(m) for m in range(len(case.specs))]
+        answer = max(everyone, key=lambda one: _judged(case, first, one(first))["accuracy"])
+    return _told({where: _judged(case, where, answer(where)) for where in case.material.tests})
+
+
+def _judged(case: Case, where: str, probs_NC: NDArray[Any]) -> dict[str, Any]:
+    return classification_metrics(probs_NC, case.truth(where), case.space.names)
+
+
+def _told(judged: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the first test all figures, of each the accuracy."""
+    first = next(iter(judged.values()))
+    return {key: first[key] for key in _EVALUATED} | {
+        "tests": {where: one["accuracy"] for where, one in judged.items()}
+    }
