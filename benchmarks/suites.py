@@ -61,7 +61,7 @@ def _training(epochs: int, batch_size: int = 32, learning_rate: float = 2e-4) ->
 RECIPES = {
     "clinc150": Recipe("clinc150", 64, _training(3), halves_of="domain"),
     "clinc150-quick": Recipe(
-        "clinc150", 64, _training(3, batch_size=8), halves_of="domain", train_rows=3000, test_rows=2000
+        "clinc150", 64, _training(2, batch_size=8), halves_of="domain", train_rows=3000, test_rows=2000
     ),
     "trec": Recipe("trec", 64, _training(3)),
     "google_snippets": Recipe("google_snippets", 64, _training(2), train_rows=4000),
