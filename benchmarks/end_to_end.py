@@ -170,20 +170,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     workload.add_arguments(parser)
-    parser.add_argument("--rows", type=int, help="of the corpus; default 1500, quick 64")
+    parser.add_argument("--rows", type=int, help="of the corpus; default 2000, quick 64")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--samples", type=int, default=16, help="K of the reference")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("overrides", nargs="*", metavar="dotted.key=value", help="of our run's configuration")
     options = parser.parse_args()
-    options.rows = options.rows or (64 if options.quick else 1500)
+    options.rows = options.rows or (64 if options.quick else 2000)
     if options.model:
         parser.error(f"--model {options.model}: the trained teachers are MiniLM; leave it out")
     workload.quiet()
     device = device_of(options.device)
     use_threads()
-    suite = suites.teachers_of("ag_news", data=options.data)
+    suite = suites.teachers_of("ag_news-gentle", data=options.data)
     base = workload.encoder(None)
     runs = []
     for seed in options.seeds:

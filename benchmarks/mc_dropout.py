@@ -47,7 +47,7 @@ from muki_ray.teachers.scoring import Scorer
 from muki_ray.teachers.spec import resolve_dtype
 
 K = 16
-ROWS, ROWS_QUICK, ROWS_CUDA = 192, 64, 4096
+ROWS, ROWS_QUICK, ROWS_CUDA = 192, 96, 4096
 ROUNDS = 3
 SELECTION_ROWS, SELECTION_ROWS_QUICK = 1500, 500
 SEEDS, SEEDS_QUICK = 3, 1

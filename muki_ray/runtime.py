@@ -49,6 +49,13 @@ class Cluster:
     may_grow: bool
     nodes: tuple[dict[str, float], ...] = ()
 
+    def is_here(self, gpus: float) -> bool:
+        """Whether work that asks for so many GPUs may as well run in this process.
+
+        This process sees every GPU of the machine: it is the right place only if one is to be used, or there is none.
+        """
+        return not self.may_grow and (gpus > 0) == (self.resources.get("GPU", 0) > 0)
+
 
 def _cluster(may_grow: bool) -> Cluster:
     nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
@@ -196,6 +203,36 @@ def listening(handle: Callable[[str, Any], None], every: float = 0.5) -> Iterato
         with suppress(ray.exceptions.RayError):
             drain()
         ray.kill(actor)
+
+
+@contextmanager
+def heard_here(
+    handle: Callable[[str, Any], None], every: float = 0.5
+) -> Iterator[Callable[[str, Any], None]]:
+    """`listening` for work in this very process: gives a `send` that never makes its caller wait or fail."""
+    messages: deque[tuple[str, Any]] = deque(maxlen=10_000)
+    stop = threading.Event()
+
+    def drain() -> None:
+        while messages:
+            kind, content = messages.popleft()
+            try:
+                handle(kind, content)
+            except Exception:
+                _log.exception("a message of kind %r could not be handled", kind)
+
+    def listen() -> None:
+        while not stop.wait(every):
+            drain()
+
+    thread = threading.Thread(target=listen, name="muki-ray-messages", daemon=True)
+    thread.start()
+    try:
+        yield lambda kind, content: messages.append((kind, content))
+    finally:
+        stop.set()
+        thread.join(timeout=60)
+        drain()
 
 
 def user_error(error: BaseException) -> UserError | None:

@@ -91,7 +91,7 @@ class Quantile:
         return {"kind": "quantile", "knots": [list(knots) for knots in self.knots_MQ]}
 
 
-def _share(scores_N: NDArray[np.float64], knots_Q: NDArray[np.float64]) -> NDArray[np.float64]:
+def _share(scores_N: Floats, knots_Q: Floats) -> NDArray[np.float64]:
     """Inverse of the quantile function that the knots draw. `[N]`"""
     places_Q = np.linspace(0.0, 1.0, len(knots_Q))
     values, first, counts = np.unique(knots_Q, return_index=True, return_counts=True)

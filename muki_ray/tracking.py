@@ -52,6 +52,9 @@ class Tracker:
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
         """Record the finite numbers in `values`; nested ones get dotted names. All else is passed over."""
 
+    def curve(self, points: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
+        """`metrics` of many (step, values) at once: a store takes longer to be asked than to write."""
+
     def tags(self, values: Mapping[str, Any]) -> None:
         """Set tags; a tag may change."""
 
@@ -173,14 +176,20 @@ class MlflowTracker(Tracker):
             self.tags(changed)
 
     def metrics(self, values: Mapping[str, Any], step: int = 0) -> None:
+        self.curve([(step, values)])
+
+    def curve(self, points: Sequence[tuple[int, Mapping[str, Any]]]) -> None:
         metric, now = mlflow_module().entities.Metric, int(time.time() * 1000)
-        numbers = {name: finite(value) for name, value in flatten(values).items()}
-        kept = [(name, number) for name, number in numbers.items() if number is not None]
+        kept = [
+            metric(name, number, now, step)
+            for step, values in points
+            for name, value in flatten(values).items()
+            if (number := finite(value)) is not None
+        ]
 
         def send() -> None:
             for chunk in chunks(kept, _METRICS_PER_CALL):
-                batch = [metric(name, number, now, step) for name, number in chunk]
-                self._client.log_batch(self._run, metrics=batch)
+                self._client.log_batch(self._run, metrics=chunk)
 
         self._attempt("metrics", send)
 

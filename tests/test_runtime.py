@@ -11,7 +11,7 @@ import pytest
 
 from muki_ray import runtime
 from muki_ray.errors import ConfigError, ResourceError, StudentError, TeacherError, UserError
-from muki_ray.runtime import Messenger, connected, listening, ray, user_error
+from muki_ray.runtime import Cluster, Messenger, connected, heard_here, listening, ray, user_error
 
 SENTENCE = "teacher 'x' is broken; mend it"
 
@@ -25,6 +25,20 @@ def test_connected_joins_what_is_there(ray_session: None) -> None:
         assert cluster.may_grow
         assert [node["CPU"] for node in cluster.nodes] == [4]
     assert ray.is_initialized(), "what was there before stays"
+
+
+@pytest.mark.parametrize(
+    ("resources", "may_grow", "gpus", "here"),
+    [
+        ({"CPU": 2}, False, 0, True),
+        ({"CPU": 2}, True, 0, False),  # somebody's cluster: its workers may be elsewhere
+        ({"CPU": 2, "GPU": 1}, False, 1, True),
+        ({"CPU": 2, "GPU": 1}, False, 0, False),  # this process sees a GPU that is not to be used
+        ({"CPU": 2}, False, 1, False),
+    ],
+)
+def test_where_work_may_run(resources: dict[str, float], may_grow: bool, gpus: float, here: bool) -> None:
+    assert Cluster(resources, may_grow).is_here(gpus) is here
 
 
 def test_a_cluster_that_is_gone_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,3 +251,20 @@ def test_other_errors_are_not_the_users(ray_session: None) -> None:
     loop = ValueError("its own cause")
     loop.__context__ = _raised(loop, KeyError("z"), loop)
     assert user_error(loop) is None
+
+
+def test_messages_of_this_process_come_in_order_and_a_failing_handler_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    heard: list[int] = []
+
+    def handle(kind: str, content: int) -> None:
+        if content == 1:
+            raise ValueError("no")
+        heard.append(content)
+
+    with heard_here(handle, every=0.01) as send:
+        for number in range(100):
+            send("step", number)
+    assert heard == [0, *range(2, 100)], "all that was sent is heard before the block ends"
+    assert "could not be handled" in caplog.text

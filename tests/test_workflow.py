@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -11,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import pipeline
 
+from muki_ray import workflow
 from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
 from muki_ray.config import TextSource
 from muki_ray.corpus import normalise
-from muki_ray.runtime import Cluster
+from muki_ray.runtime import Cluster, _cluster
 from muki_ray.store import RunFolder
-from muki_ray.workflow.learn import _quick_to_notice
 from tests import runs, tiny
 
 pytestmark = pytest.mark.heavy
@@ -148,17 +151,28 @@ def test_evaluate_again_on_another_test_set(job: Path) -> None:
     assert found["rows"]["scored"] == {"one": 7, "two": 7}
 
 
-@pytest.mark.parametrize("may_grow", [False, True])
-def test_ray_train_is_told_to_be_quick_only_on_a_cluster_of_ones_own(
-    monkeypatch: pytest.MonkeyPatch, may_grow: bool
+def test_a_machine_of_ones_own_trains_the_same_student_in_the_driver(
+    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_TRAIN_METRICS_ENABLED", "mine")
-    monkeypatch.delenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", raising=False)
-    before = dict(os.environ)
-    with _quick_to_notice(Cluster({"CPU": 2.0}, may_grow)):
-        assert os.environ["RAY_TRAIN_METRICS_ENABLED"] == "mine"
-        assert ("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S" in os.environ) is not may_grow
-    assert dict(os.environ) == before
+    @contextmanager
+    def private() -> Iterator[Cluster]:
+        yield replace(_cluster(may_grow=False), resources={"CPU": 2.0})
+
+    monkeypatch.setattr(workflow, "connected", private)
+    assert main(["integrate", str(job / "config.yaml"), f"output={tmp_path / 'run'}"]) == 0
+    (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert folder.name.endswith("-here")
+    assert "epoch 2/2: train KL" in capsys.readouterr().err
+    ours, other = (
+        load_file(where / "student" / "model.safetensors") for where in (tmp_path / "run", job / "run")
+    )
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, other[name], atol=1e-5, rtol=0), name
+    state = json.loads((tmp_path / "run" / "tracking.json").read_text())
+    client = mlflow.MlflowClient(tracking_uri=state["uri"])
+    steps = client.get_metric_history(state["run_id"], "training.train_kl")
+    assert len({point.step for point in steps}) == len(steps) > 2
+    assert len(client.get_metric_history(state["run_id"], "training.held_out_kl")) == 2
 
 
 def test_evaluating_in_this_process_gives_what_the_cluster_gives(tmp_path: Path, ray_session: None) -> None:

@@ -54,11 +54,16 @@ class EvidenceArrays:
 
     def take(self, rows: NDArray[np.bool_]) -> TeacherEvidence:
         """What the scores need of the rows chosen."""
+
+        def part(values: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+            return None if values is None else values[rows]
+
         return TeacherEvidence(
-            *(
-                None if part is None else part[rows]
-                for part in (getattr(self, field.name) for field in fields(TeacherEvidence))
-            )
+            self.logits[rows],
+            part(self.mc_probs),
+            part(self.mc_energy),
+            part(self.mc_expected_entropy),
+            part(self.mc_variance),
         )
 
 

@@ -57,9 +57,7 @@ def _assess(run: Run, tasks: list[ScoringTask], facts: dict[str, Any], cluster: 
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()
             classifiers.append(Classifier(name, locations.absolute(path) if here else path))
-        # this process sees every GPU of the machine: it is the right place only if one is to be used
-        alone = not cluster.may_grow and (gpus > 0) == (cluster.resources.get("GPU", 0) > 0)
-        where = predict_here if alone else predict_on_cluster
+        where = predict_here if cluster.is_here(gpus) else predict_on_cluster
         learned = from_json(facts["standardisation"]) if facts["standardisation"] else None
         probs = where(classifiers, run.corpora[1], run.space.names, cpus, gpus)
         return assess(tasks, run.space, run.config.method, probs, learned)

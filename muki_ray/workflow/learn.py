@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from typing import Any
 
+from muki_ray import filesystem as locations
 from muki_ray.progress import Progress, say
-from muki_ray.runtime import Cluster, listening
+from muki_ray.runtime import Cluster, heard_here, listening
 from muki_ray.store import Folder
 from muki_ray.student.data import Supervision, plan_split
 from muki_ray.student.export import export, exported
+from muki_ray.student.here import train_here
 from muki_ray.student.loop import TrainingJob
 from muki_ray.student.objectives import objective_of
 from muki_ray.student.train import Trained, train_student, training_name, worker_cpus
 from muki_ray.workflow.run import Run
 
-# points of the training curves in MLflow
+# points of the training curves in MLflow, and seconds between two times that they are sent
 _CURVE_POINTS = 200
-# Ray Train looks every two seconds whether its workers are well or have ended, and starts processes that watch for
-# nodes being taken away and count its own steps: on a machine of one's own that is seconds of waiting
-_ALONE = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-}
+_CURVE_EVERY_S = 5.0
 
 
 def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
@@ -60,41 +54,38 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
     total = job.supervision.split.train_rows * training.epochs
     steps = job.supervision.steps(training.batch_size) * training.epochs
     every = max(1, steps // _CURVE_POINTS)
+    points: list[tuple[int, dict[str, Any]]] = []
+    sent = time.monotonic()
     with Progress("training", total) as progress:
+
+        def draw(step: int, values: dict[str, Any], last: bool) -> None:
+            nonlocal sent
+            points.append((step, {"training": values}))
+            if last or time.monotonic() - sent > _CURVE_EVERY_S:
+                run.tracker.curve(points)
+                points.clear()
+                sent = time.monotonic()
 
         def handle(kind: str, content: Any) -> None:
             if kind == "step":
                 done, _, metrics = content
                 progress.update(min(done * training.batch_size, total), f"KL {metrics['train_kl']:.4f}")
                 if done % every == 0 or done == steps:
-                    run.tracker.metrics({"training": metrics}, step=done)
+                    draw(done, metrics, last=False)
             elif kind == "epoch":
                 losses = {"epoch_train_kl": content["train_kl"], "held_out_kl": content["held_out_kl"]}
-                run.tracker.metrics({"training": losses}, step=content["step"])
+                draw(content["step"], losses, last=True)
                 say(
                     f"epoch {content['epoch']}/{training.epochs}: train KL {content['train_kl']:.4f}, "
                     f"held-out KL {content['held_out_kl']:.4f}"
                 )
 
-        with _quick_to_notice(cluster), listening(handle) as messenger:
+        _, gpus = worker_cpus(training, cluster.resources, cluster.nodes)
+        storage = run.folder.checkpoints
+        if training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(storage):
+            with heard_here(handle) as send:
+                return train_here(job, name, storage, send, cuda=gpus > 0)
+        with listening(handle) as messenger:
             return train_student(
-                job,
-                name,
-                run.folder.checkpoints,
-                cluster.resources,
-                cluster.may_grow,
-                messenger,
-                cluster.nodes,
+                job, name, storage, cluster.resources, cluster.may_grow, messenger, cluster.nodes
             )
-
-
-@contextmanager
-def _quick_to_notice(cluster: Cluster) -> Iterator[None]:
-    """Ray Train without idle seconds, on a cluster that this process started; what the user has set stays."""
-    ours = {} if cluster.may_grow else {k: v for k, v in _ALONE.items() if k not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)
