@@ -114,4 +114,4 @@ def test_the_network_answers_as_the_student(tmp_path: Path) -> None:
     shifted = [[layer.detach() + 1 for layer in features]]
     logits, loss = network(**probe, features=shifted, weights=torch.tensor([1.0, 0.0, 2.0]))
     torch.testing.assert_close(logits, expected)
-    assert float(loss) == pytest.approx(3 * 16, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(3 * 16, rel=1e-4)

@@ -154,7 +154,7 @@ def test_a_step_trains_student_and_heads_and_leaves_the_teachers(
     batch = one.loss.prepare(next(one.job.supervision.train(0, 8, 0)))
     one.settings = one.settings.model_copy(update={"clip_norm": 1e9})
     one._step(batch, one._tokenized(batch))
-    moved = {n: float((p - before[n]).abs().max()) for n, p in one.lean.named_parameters()}
+    moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in one.lean.named_parameters()}
     for name, distance in moved.items():
         if name.startswith("heads.") or "encoder.layer" in name:
             assert distance > 0, name
@@ -180,7 +180,7 @@ def test_features_are_one_to_one_with_the_distillation(method: Any, specs: Any, 
     share = inputs["attention_mask"] / inputs["attention_mask"].sum(1, keepdim=True)
     own = [torch.einsum("bt,bth->bh", share, layer) for layer in hidden[1:]]
     features = one.loss.heads(own, more["features"], weights)
-    assert float(features) > 0.1
+    assert float(features.detach()) > 0.1
     torch.testing.assert_close(whole, kl + features)
 
 
@@ -221,12 +221,16 @@ def test_training_lowers_the_loss(name: str, specs: Any, tmp_path: Path) -> None
         "dfa": FeatureKd(DfaMethod(head_learning_rate=1e-2), specs),
         "cfl": FeatureKd(CflMethod(width=8, head_learning_rate=1e-2), specs),
     }.get(name)
-    made = uhc_job(tmp_path) if name == "uhc" else job(tmp_path, objective, epochs=5, learning_rate=1e-2)
+    made = (
+        uhc_job(tmp_path)
+        if objective is None
+        else job(tmp_path, objective, epochs=10, learning_rate=1e-2, patience=None)
+    )
     world = recorder(tmp_path / "best")
     one = trainer(made, world)
     at_start = one.held_out_kl(made.supervision.held_out(8, one.encode))
     run(made, world)
-    assert world.epochs[-1]["train_kl"] < 0.8 * world.epochs[0]["train_kl"]
+    assert world.epochs[-1]["train_kl"] < 0.5 * world.epochs[0]["train_kl"]
     assert min(epoch["held_out_kl"] for epoch in world.epochs) < 0.3 * at_start
     # the product is the student alone
     assert set(load_file(world.folder / "model.safetensors")) == set(one.plain.state_dict())
@@ -255,18 +259,18 @@ def test_a_resumed_training_goes_on_with_its_heads(method: Any, specs: Any, tmp_
     close(*heads, atol=0)
 
 
+# no step moves anything, so that every batch is met with the same parameters
+STILL = {"learning_rate": 1e-30}
+STILL_DFA = DfaMethod(head_learning_rate=1e-30)
+
+
 def gradients(made: TrainingJob, tmp_path: Path, rank: int = 0, size: int = 1) -> Iterator[dict[str, Any]]:
-    """Of every batch of an epoch, from one worker of so many; parameters stay where they are."""
+    """Of every batch of an epoch, from one worker of so many."""
     one = trainer(made, replace(recorder(tmp_path), rank=rank, size=size))
-    one.optimizer.step = lambda *_, **__: None
     caught: dict[str, torch.Tensor] = {}
-    clip = one._clip
-
-    def catch() -> None:
-        caught.update({n: p.grad.clone() for n, p in one.lean.named_parameters()})
-        clip()
-
-    one._clip = catch
+    one.optimizer.register_step_pre_hook(
+        lambda *_: caught.update({n: p.grad.clone() for n, p in one.lean.named_parameters()})
+    )
     one.model.train()
     for batch in replace(made.supervision, rank=rank, world=size).train(0, 6, 0):
         prepared = one.loss.prepare(batch)
@@ -275,7 +279,7 @@ def gradients(made: TrainingJob, tmp_path: Path, rank: int = 0, size: int = 1) -
 
 
 def test_accumulated_gradients_are_the_whole_batch(specs: Any, tmp_path: Path) -> None:
-    whole = job(tmp_path, FeatureKd(DfaMethod(), specs), 20)
+    whole = job(tmp_path, FeatureKd(STILL_DFA, specs), 20, **STILL)
     parts = replace(whole, training=whole.training.model_copy(update={"micro_batch_size": 4}))
     for one, other in zip(gradients(whole, tmp_path), gradients(parts, tmp_path), strict=True):
         close(one, other, atol=1e-5)
@@ -284,7 +288,7 @@ def test_accumulated_gradients_are_the_whole_batch(specs: Any, tmp_path: Path) -
 @pytest.mark.parametrize("world", [2, 3])
 def test_the_workers_gradients_are_the_gradient_of_one(world: int, specs: Any, tmp_path: Path) -> None:
     """Averaged over workers, of which some have no row of the last batch."""
-    made = job(tmp_path, FeatureKd(DfaMethod(), specs), 20)
+    made = job(tmp_path, FeatureKd(STILL_DFA, specs), 20, **STILL)
     every = [gradients(made, tmp_path, rank, world) for rank in range(world)]
     for whole, *each in zip(gradients(made, tmp_path), *every, strict=True):
         close(whole, {n: sum(g[n] for g in each) / world for n in whole}, atol=1e-5)  # type: ignore[misc]
@@ -292,7 +296,7 @@ def test_the_workers_gradients_are_the_gradient_of_one(world: int, specs: Any, t
 
 @pytest.mark.heavy
 def test_two_workers_are_one_with_heads_beside_them(specs: Any, tmp_path: Path, ray_session: None) -> None:
-    made = job(tmp_path, FeatureKd(DfaMethod(), specs), 25, epochs=1, batch_size=6)
+    made = job(tmp_path, FeatureKd(DfaMethod(), specs), 59, epochs=1, batch_size=6)
     assert made.supervision.split.train_rows % 6 == 1, "in the last batch one of the two workers is idle"
     alone = recorder(tmp_path / "alone")
     run(made, alone)
