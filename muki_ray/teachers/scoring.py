@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from muki_ray.allocator import keep_freed_memory
 from muki_ray.config import DropoutConfig
-from muki_ray.teachers.batching import token_batches
+from muki_ray.teachers.batching import padded_width, token_batches
 from muki_ray.teachers.dropout import McDropout
 from muki_ray.teachers.evidence import EvidenceArrays
 from muki_ray.teachers.loading import LoadedClassifier
@@ -88,8 +88,12 @@ class Scorer:
         return [{n: encoded[n][i] for n in names} for i in range(len(texts))]
 
     def _pad(self, rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
-        padded = self.classifier.tokenizer.pad(
-            rows, padding="longest", return_tensors="pt", return_attention_mask="attention_mask" in rows[0]
+        tokenizer, masked = self.classifier.tokenizer, "attention_mask" in rows[0]
+        width = max(len(row["input_ids"]) for row in rows)
+        if masked and tokenizer.pad_token_id is not None:  # without a mask padding would be read
+            width = max(width, min(padded_width(width), self.classifier.max_length))
+        padded = tokenizer.pad(
+            rows, padding="max_length", max_length=width, return_tensors="pt", return_attention_mask=masked
         )
         return {name: tensor.to(self.device) for name, tensor in padded.items()}
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muki_ray.teachers.batching import padding_waste, token_batches
+from muki_ray.teachers.batching import SIZES, padded_width, padding_waste, token_batches
 
 LENGTHS = st.lists(st.integers(0, 600), max_size=60)
 BUDGETS = st.integers(1, 5000)
@@ -18,12 +18,31 @@ def test_every_row_is_in_one_batch(lengths: list[int], budget: int) -> None:
     batches = token_batches(lengths, budget)
     assert sorted(row for batch in batches for row in batch) == list(range(len(lengths)))
     assert all(batches), "no batch is empty"
+    assert {len(batch) for batch in batches} <= set(SIZES.tolist())
+
+
+@given(st.integers(1, 10_000))
+def test_a_width_holds_the_row_and_little_more(length: int) -> None:
+    assert length <= padded_width(length) < length * 17 / 16 + 1
+    assert padded_width(padded_width(length)) == padded_width(length)
+
+
+def test_few_shapes() -> None:
+    """Many shards of texts up to 128 tokens: the shapes of all together are soon all seen."""
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for _ in range(20):
+        lengths = np.clip(rng.lognormal(4.0, 0.4, 2048).astype(int), 5, 128).tolist()
+        for batch in token_batches(lengths, 1024):
+            shapes.add((len(batch), padded_width(max(lengths[row] for row in batch))))
+    assert len({padded_width(length) for length in range(1, 129)}) == 64
+    assert len(shapes) < 150
 
 
 @given(LENGTHS, BUDGETS)
 def test_the_budget_is_kept_unless_one_row_exceeds_it(lengths: list[int], budget: int) -> None:
     for batch in token_batches(lengths, budget):
-        assert len(batch) == 1 or len(batch) * max(lengths[row] for row in batch) <= budget
+        assert len(batch) == 1 or len(batch) * padded_width(max(lengths[row] for row in batch)) <= budget
 
 
 @given(LENGTHS, BUDGETS)
@@ -34,7 +53,9 @@ def test_longest_first_and_ties_keep_their_order(lengths: list[int], budget: int
 
 def cost(lengths: list[int], batches: list[list[int]], budget: int) -> float:
     """Padded tokens, and a constant per batch."""
-    return sum(max(1.0, budget / 16) + len(b) * max(1, max(lengths[row] for row in b)) for b in batches)
+    return sum(
+        max(1.0, budget / 16) + len(b) * padded_width(max(1, *(lengths[row] for row in b))) for b in batches
+    )
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.integers(1, 300))
@@ -45,7 +66,9 @@ def test_no_other_cut_costs_less(lengths: list[int], budget: int) -> None:
         batches: list[list[int]] = [[order[0]]]
         for place, row in enumerate(order[1:]):
             batches.append([row]) if cuts >> place & 1 else batches[-1].append(row)
-        if all(len(b) == 1 or len(b) * max(1, lengths[b[0]]) <= budget for b in batches):
+        if all(
+            len(b) == 1 or len(b) * padded_width(max(1, lengths[b[0]])) <= budget for b in batches
+        ) and all(len(b) in SIZES for b in batches):
             assert found <= cost(lengths, batches, budget) + 1e-9
 
 
