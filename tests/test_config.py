@@ -203,7 +203,10 @@ BAD = [
     ("method.tau=0", r"^method\.tau: .*greater than 0, got 0$"),
     ("method.tau=.nan", r"^method\.tau: .*finite number, got nan$"),
     ("method.temperature=.inf", r"^method\.temperature: .*finite number, got inf$"),
-    ("method.score=bald", r"^method\.score: Input should be 'entropy', 'msp', .* or 'mc_variance', got 'bald'$"),
+    (
+        "method.score=bald",
+        r"^method\.score: Input should be 'entropy', 'msp', .* or 'mc_variance', got 'bald'$",
+    ),
     ("method.integration=mean", r"^method\.integration: Input should be 'hard' or 'soft', got 'mean'$"),
     ("method.dropout.masks=all", r"^method\.dropout\.masks: .*'per_sample' or 'per_element', got 'all'$"),
     ("method.dropout.rate=1", r"^method\.dropout\.rate: .*less than 1, got 1$"),

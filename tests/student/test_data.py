@@ -126,7 +126,7 @@ def test_the_smallest_hash_is_held_out_where_chance_holds_out_none(tmp_path: Pat
     row_ids = np.arange(50)
     folder = toy.write(tmp_path, [50], row_ids=row_ids.tolist())
     split = plan_split(folder, [50], 1e-12, seed=3)
-    hashes = data._hash(row_ids, 3)
+    hashes = data.row_hash(row_ids, 3)
     assert split.held_out(row_ids).tolist() == (hashes == hashes.min()).tolist()
     assert (split.train_rows, split.held_out_rows) == (49, 1)
 
@@ -139,7 +139,7 @@ def test_threshold_edges(threshold: int, expected: int) -> None:
 def test_hash_is_splitmix64() -> None:
     # state after one step from 0, and from golden ratio's own step: the published first two outputs
     row_ids = np.array([0, -0x61C8864680B583EB], dtype=np.int64)
-    assert data._hash(row_ids, 0).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
+    assert data.row_hash(row_ids, 0).tolist() == [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4]
 
 
 @pytest.mark.parametrize("parts", [[1], [0, 1], [0]])
