@@ -149,7 +149,8 @@ def test_pickle_only(folder: Path) -> None:
     exact = answers(look(folder, dtype="float32"))
     to_pickle(folder)
     refused(r"only pickle weights \(pytorch_model.bin\), which can run code when loaded; convert", folder)
-    np.testing.assert_array_equal(answers(look(folder, dtype="float32", allow_pickle=True)), exact)
+    # the same numbers, but they lie elsewhere in memory, and kernels may add them up in another order
+    np.testing.assert_allclose(answers(look(folder, dtype="float32", allow_pickle=True)), exact, atol=1e-6)
     with pytest.raises(TeacherError, match="only pickle weights"):
         load_classifier("news", str(folder))
 
