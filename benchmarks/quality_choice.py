@@ -19,7 +19,8 @@ from quality_methods import method_of
 from muki_ray.config import AnyMethod, MukiMethod
 from muki_ray.evaluation import evaluate_run, owners, selection_metrics
 from muki_ray.labels import LabelSpace
-from muki_ray.standardisation import Standardisation, fit
+from muki_ray.learned import Learned, Rows, learn, must_learn, sample
+from muki_ray.standardisation import fit
 from muki_ray.student.objectives import WeightedKl, objective_of
 from muki_ray.supervision import supervise
 from muki_ray.teachers.evidence import EvidenceArrays
@@ -30,7 +31,7 @@ _STANDARDISATIONS = ("none", "zscore", "quantile", "owner")
 
 def integrated(
     texts: Sequence[str], evidence: list[EvidenceArrays], space: LabelSpace, method: AnyMethod,
-    learned: Standardisation | None,
+    learned: Learned,
 ) -> pa.Table:  # fmt: skip
     """The product's integration of one shard that holds all rows.
 
@@ -46,11 +47,12 @@ def integrated(
     return result.table
 
 
-def learned_from(evidence: list[EvidenceArrays], method: AnyMethod) -> Standardisation | None:
-    """The method's standardisation, fitted to all rows of the corpus."""
-    if method.standardise == "none":
-        return None
-    return fit(method.standardise, _scores(method.score, evidence))
+def learned_from(texts: Sequence[str], evidence: list[EvidenceArrays], method: AnyMethod) -> Learned:
+    """What the method learns from the corpus, here from all of its rows."""
+    if not must_learn(method):
+        return Learned()
+    everything = [one.take(np.ones(len(texts), dtype=np.bool_)) for one in evidence]
+    return learn(method, [sample(method, Rows(everything, texts))])
 
 
 def of_teachers(case: Case) -> dict[str, Any]:
@@ -102,9 +104,7 @@ def of_scores(case: Case, dropouts: dict[str, AnyMethod]) -> dict[str, dict[str,
     return found
 
 
-def of_targets(
-    case: Case, method: AnyMethod, table: pa.Table, learned: Standardisation | None
-) -> dict[str, Any]:
+def of_targets(case: Case, method: AnyMethod, table: pa.Table, learned: Learned) -> dict[str, Any]:
     """What gold labels say of a method's targets and choices."""
     found: dict[str, Any] = {}
     truth_N, targets = case.truth(CORPUS), matrix(table, "target")

@@ -56,7 +56,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
         table, objective, found, normalize = _gold(case), WeightedKl(), {}, False
     else:
         evidence, seconds = case.evidence(method, CORPUS)
-        learned = learned_from(evidence, method)
+        learned = learned_from(case.texts(CORPUS), evidence, method)
         table = integrated(case.texts(CORPUS), evidence, case.space, method, learned)
         found = of_targets(case, method, table, learned) | {"scoring_seconds": seconds}
         objective, normalize = objective_of(method, case.space, case.specs), method.weights == "normalize"

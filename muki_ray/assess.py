@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from muki_ray.config import AnyMethod, BaselineMethod, DropoutConfig
@@ -21,11 +22,11 @@ from muki_ray.errors import ConfigError, CorpusError, TeacherError
 from muki_ray.evaluation import confusion_matrix, evaluate_run, owners, predictions, top_confusions
 from muki_ray.integration import scatter, teacher_weights
 from muki_ray.labels import LabelSpace
+from muki_ray.learned import Learned, Rows
 from muki_ray.pipeline import ScoringTask
 from muki_ray.report import Example
 from muki_ray.runtime import ray, user_error
-from muki_ray.standardisation import Raw, Standardisation
-from muki_ray.uncertainty import scores, softmax
+from muki_ray.uncertainty import softmax
 
 _EXAMPLES = 3
 
@@ -140,12 +141,12 @@ def assess(
     space: LabelSpace,
     method: AnyMethod,
     probs: Mapping[str, NDArray[np.float64]],
-    standardisation: Standardisation | None = None,
+    learned: Learned | None = None,
 ) -> Assessment:
     """Metrics on the test set (the tasks' second corpus).
 
     Args:
-        standardisation: of the scores, as the corpus taught it; None leaves them as they are.
+        learned: from the corpus; None compares the scores as they are.
         probs: name -> `[N, C]` of the classifiers to evaluate; `student` is the student.
 
     Rows on which a teacher gave no finite answer are left out of every figure, and counted.
@@ -153,16 +154,15 @@ def assess(
     test = tasks[0].corpora[1]
     shards = [test.read(shard) for shard in range(len(test.rows_per_part))]
     evidence = [[task.read(1, s, t["row_id"].to_numpy()) for s, t in enumerate(shards)] for task in tasks]
-    good = np.concatenate([np.all([one[s].finite() for one in evidence], axis=0) for s in range(len(shards))])
+    answered = [np.all([one[s].finite() for one in evidence], axis=0) for s in range(len(shards))]
+    good = np.concatenate(answered)
     if not good.any():
         raise TeacherError("no row of the test set has a finite answer from every teacher")
-    parts = [
-        [one[s].take(np.all([e[s].finite() for e in evidence], axis=0)) for s in range(len(shards))]
-        for one in evidence
-    ]
+    parts = [[one[s].take(answered[s]) for s in range(len(shards))] for one in evidence]
     logits = [np.concatenate([p.logits for p in one]) for one in parts]
-    raw_NM = np.concatenate([scores(method.score, [one[s] for one in parts]) for s in range(len(shards))])
-    scores_NM = (standardisation or Raw())(raw_NM)
+    learned = learned or Learned()
+    rows = [Rows.of([one[s] for one in parts], t.filter(pa.array(answered[s]))) for s, t in enumerate(shards)]
+    scores_NM = np.concatenate([learned(method.score, some) for some in rows])
     columns = read_texts(test, ["text", "label"])
     truth = np.array([space.label2id.get(label, -1) for label in columns["label"]], dtype=np.int64)[good]
     kept = {name: p[good] for name, p in probs.items()}

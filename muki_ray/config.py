@@ -236,10 +236,14 @@ class MukiMethod(Section):
     samples: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=4, description="Monte-Carlo samples K; 0: deterministic pass only"
     )
-    score: ScoreName = "mc_entropy"
+    score: ScoreName = "mutual_information"
     standardise: Literal["none", "zscore", "quantile", "owner"] = Field(
         default="none",
         description="bring scores to one scale, learned from the corpus: see muki_ray/standardisation.py",
+    )
+    cotraining: bool = Field(
+        default=True,
+        description="learn from all scores and from the texts which teacher knows which rows: see muki_ray/cotraining.py",
     )
     integration: Literal["hard", "soft"] = "soft"
     tau: Positive = Field(default=0.2, description="temperature of the teachers' weights (soft)")
@@ -266,6 +270,8 @@ class MukiMethod(Section):
     @property
     def bounded(self) -> bool:
         """Whether the scores that teachers are compared by lie in [0, 1]."""
+        if self.cotraining:  # they are probabilities
+            return True
         if self.standardise == "none":
             return self.score not in UNBOUNDED
         return self.standardise == "quantile"
@@ -287,6 +293,8 @@ class PaperMethod(MukiMethod):
     samples: Annotated[int, Field(ge=0, le=1024)] = Field(
         default=16, description="Monte-Carlo samples K; 0: deterministic pass only"
     )
+    score: ScoreName = "mc_entropy"
+    cotraining: bool = Field(default=False, description="see muki's cotraining")
     weights: Literal["raw", "normalize"] = "raw"
     dropout: PaperDropout = PaperDropout()
 
@@ -317,6 +325,11 @@ class BaselineMethod(Section):
     def standardise(self) -> Literal["none"]:
         """That score is shown as it is."""
         return "none"
+
+    @property
+    def cotraining(self) -> Literal[False]:
+        """No teacher is chosen."""
+        return False
 
     @property
     def weights(self) -> Literal["raw"]:

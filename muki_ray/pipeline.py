@@ -22,13 +22,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from muki_ray import errors
 from muki_ray.errors import UserError
+from muki_ray.learned import Learned, Sample, learn
 from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, light_tasks
 from muki_ray.runtime import Messenger, ray, user_error
-from muki_ray.standardisation import Standardisation, fit
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import part_name
 from muki_ray.tasks import (
@@ -53,7 +52,7 @@ __all__ = [
     "ScoringTask",
     "finish_evidence",
     "finish_supervision",
-    "fit_standardisation",
+    "learn_from_corpus",
     "run_graph",
     "score",
     "scoring_task",
@@ -129,25 +128,24 @@ class TeacherStage:
         )
 
 
-def fit_standardisation(task: IntegrationTask) -> Standardisation:
-    """The method's standardisation, learned from a sample of all teachers' evidence.
+def learn_from_corpus(task: IntegrationTask) -> Learned:
+    """What the method has to learn first, from a sample of the corpus and of all teachers' evidence.
 
     Raises:
         TeacherError: no row of the sample has a finite answer from every teacher.
     """
 
-    def sample(task: IntegrationTask, shard: int) -> NDArray[np.float64]:
+    def sample(task: IntegrationTask, shard: int) -> Sample:
         return task.sample(shard)
 
     run = ray.remote(sample).options(num_cpus=LIGHT_TASK_CPUS, max_retries=3)
     reference = ray.put(task)
     parts = ray.get([run.remote(reference, shard) for shard in task.sampled_shards()])
-    rows = np.concatenate(parts)
-    if not len(rows):
+    if not any(len(part.scores_SM) for part in parts):
         raise errors.TeacherError(
             f"no row of the corpus has a finite answer from all {len(task.tasks)} teachers; score them one by one to find which fails"
         )
-    return fit(task.method.standardise, rows)
+    return learn(task.method, parts)
 
 
 class _Integrator:

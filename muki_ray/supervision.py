@@ -19,13 +19,12 @@ from muki_ray.baselines.targets import baseline_supervision
 from muki_ray.config import AnyMethod, BaselineMethod
 from muki_ray.integration import integrate, teacher_weights
 from muki_ray.labels import LabelSpace
-from muki_ray.standardisation import Raw, Standardisation
+from muki_ray.learned import Learned, Rows
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.teachers.evidence import EvidenceArrays, float_lists
-from muki_ray.uncertainty import scores
 
 # part of every supervision fingerprint: raise it when the meaning of a column changes
-SUPERVISION_FORMAT = 2
+SUPERVISION_FORMAT = 3
 QUARANTINE_SCHEMA = pa.schema([("row_id", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -44,14 +43,14 @@ def supervise(
     evidence: Sequence[EvidenceArrays],
     space: LabelSpace,
     method: AnyMethod,
-    standardisation: Standardisation | None = None,
+    learned: Learned | None = None,
 ) -> ShardSupervision:
     """Integrate one shard.
 
     Args:
         corpus: row_id, text[, text_pair], `N` rows.
         evidence: of the `M` teachers, in the order of `space.teachers`, about the same rows.
-        standardisation: of the scores; None leaves them as they are.
+        learned: from the corpus; None compares the scores as they are.
 
     Statistics count the scores; where those have no bounds, the teachers' weights.
     Rows on which any teacher answered NaN or infinity go to quarantine with the teacher's name.
@@ -67,7 +66,8 @@ def supervise(
             [ids, pa.array(["evidence"] * len(bad)), pa.array(reasons)], schema=QUARANTINE_SCHEMA
         )
     chosen = [one.take(good) for one in evidence]
-    scores_NM = (standardisation or Raw())(scores(method.score, chosen))
+    kept = corpus.filter(pa.array(good))
+    scores_NM = (learned or Learned())(method.score, Rows.of(chosen, kept))
     logits, shown_NM = [one.logits for one in chosen], scores_NM
     if isinstance(method, BaselineMethod):
         result = baseline_supervision(method, logits, space, scores_NM)
@@ -81,7 +81,6 @@ def supervise(
             shown_NM = teacher_weights(scores_NM, "soft", method.tau)
     statistics = CorpusStatistics.empty(len(evidence))
     statistics.update(shown_NM, _margins(shown_NM))
-    kept = corpus.filter(pa.array(good))
     texts = {
         name: kept[name].cast(pa.string()) for name in kept.column_names if name in ("text", "text_pair")
     }

@@ -10,22 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import pyarrow as pa
 
 from muki_ray.config import AnyMethod, BaselineMethod, DropoutConfig
 from muki_ray.corpus import Corpus
 from muki_ray.errors import StoreError
 from muki_ray.hashing import row_hash
 from muki_ray.labels import LabelSpace
-from muki_ray.standardisation import Standardisation
+from muki_ray.learned import Learned, Rows, Sample, most_rows, sample
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder, RunFolder, fingerprint, part_name
 from muki_ray.supervision import SUPERVISION_FORMAT, supervise
 from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, from_table
 from muki_ray.teachers.spec import TeacherSpec
-from muki_ray.uncertainty import scores
 
-# rows that a standardisation is fitted to: more move no figure's third digit
+# rows that the method learns from: more move no figure's third digit
 SAMPLE_ROWS = 65_536
 # and the shards they come from, spread evenly over the corpus
 _SAMPLE_SHARDS = 512
@@ -121,14 +120,14 @@ class IntegrationTask:
     """Evidence of all teachers about a shard of the corpus (their first) becomes supervision.
 
     Attributes:
-        standardisation: of the scores, fitted; None where the method compares them as they are.
+        learned: what the method learned from the corpus; None where it compares scores as they are.
     """
 
     tasks: tuple[ScoringTask, ...]
     space: LabelSpace
     method: AnyMethod
     folder: Folder
-    standardisation: Standardisation | None = None
+    learned: Learned | None = None
 
     @property
     def shards(self) -> int:
@@ -139,7 +138,7 @@ class IntegrationTask:
         table = self.tasks[0].corpora[0].read(shard)
         row_ids = table["row_id"].to_numpy()
         evidence = [task.read(0, shard, row_ids) for task in self.tasks]
-        result = supervise(table, evidence, self.space, self.method, self.standardisation)
+        result = supervise(table, evidence, self.space, self.method, self.learned)
         self.folder.write_table(part_name(shard), result.table)
         if result.quarantine is not None:
             self.folder.write_table(f"quarantine-{shard:05d}.parquet", result.quarantine)
@@ -147,24 +146,28 @@ class IntegrationTask:
         return Summary(rows, len(table) - rows, result.weight_sum, result.statistics)
 
     def sampled_shards(self) -> list[int]:
-        """Shards that the standardisation's sample comes from."""
+        """Shards that the sample to learn from comes from."""
         return np.unique(
             np.linspace(0, self.shards - 1, min(self.shards, _SAMPLE_SHARDS)).astype(int)
         ).tolist()
 
-    def sample(self, shard: int) -> NDArray[np.float64]:
-        """Raw scores of some rows of a shard, `[S, M]`: the same rows whatever the cluster's shape.
+    def sample(self, shard: int) -> Sample:
+        """Some rows of a shard, to learn from: the same rows whatever the cluster's shape.
 
         Rows on which a teacher gave no finite answer stay out.
         """
         counts = self.tasks[0].corpora[0].rows_per_part
-        share = SAMPLE_ROWS / max(1, sum(counts[one] for one in self.sampled_shards()))
-        row_ids = self.tasks[0].corpora[0].read(shard)["row_id"].to_numpy()
+        share = most_rows(self.method, SAMPLE_ROWS) / max(
+            1, sum(counts[one] for one in self.sampled_shards())
+        )
+        table = self.tasks[0].corpora[0].read(shard)
+        row_ids = table["row_id"].to_numpy()
         evidence = [task.read(0, shard, row_ids) for task in self.tasks]
         chosen = np.all([one.finite() for one in evidence], axis=0)
         if share < 1:
             chosen &= row_hash(row_ids, _SAMPLE_SEED) < np.uint64(int(share * 2**64))
-        return scores(self.method.score, [one.take(chosen) for one in evidence])
+        rows = Rows.of([one.take(chosen) for one in evidence], table.filter(pa.array(chosen)))
+        return sample(self.method, rows)
 
 
 @dataclass
@@ -186,7 +189,7 @@ def supervision_folder(
     tasks: Sequence[ScoringTask], space: LabelSpace, method: AnyMethod, run: RunFolder
 ) -> Folder:
     """Where the supervision of these teachers under this method lies. Student-side settings are not in the name."""
-    named = {"score", "standardise", "integration", "tau", "margin", "temperature"}
+    named = {"score", "standardise", "cotraining", "integration", "tau", "margin", "temperature"}
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)
@@ -218,7 +221,7 @@ def finish_supervision(task: IntegrationTask, done: Integrated) -> dict[str, Any
         "quarantined": sum(quarantined for _, quarantined, _ in ordered),
         "weight_mean": sum(weight_sum for _, _, weight_sum in ordered) / max(1, sum(rows)),
         "statistics": done.statistics.to_json(),
-        "standardisation": task.standardisation.to_json() if task.standardisation else None,
+        "learned": task.learned.write(task.folder) if task.learned else None,
     }
     task.folder.finish(content, rows)
     return {**content, "rows_per_part": rows}

@@ -69,7 +69,7 @@ def test_minimal_configuration_gets_the_defaults() -> None:
     config = parsed()
     method = config.method
     assert isinstance(method, MukiMethod) and method.kind == "muki"
-    assert (method.samples, method.score, method.integration) == (4, "mc_entropy", "soft")
+    assert (method.samples, method.score, method.integration) == (4, "mutual_information", "soft")
     assert (method.tau, method.margin, method.temperature, method.weights) == (0.2, True, 1.0, "normalize")
     assert (method.dropout.masks, method.dropout.layers, method.dropout.rate) == ("per_sample", "all", 0.2)
     assert config.corpus.path == ["texts/*.parquet"]
@@ -198,7 +198,10 @@ BAD = [
     ("method={kind: vanilla_kd, temperature: 0}", r"^method\.temperature: .*greater than 0, got 0$"),
     ("method={kind: dfa, head_learning_rate: -1}", r"^method\.head_learning_rate: .*greater than 0, got -1$"),
     ("method=3", r"^method must be a mapping of settings, got 3$"),
-    ("method.samples=1", r"^method: score 'mc_entropy' needs samples >= 2, got 1; use score: entropy"),
+    (
+        "method.samples=1",
+        r"^method: score 'mutual_information' needs samples >= 2, got 1; use score: entropy",
+    ),
     ("method.samples=2000", r"^method\.samples: .*less than or equal to 1024, got 2000$"),
     ("method.tau=0", r"^method\.tau: .*greater than 0, got 0$"),
     ("method.tau=.nan", r"^method\.tau: .*finite number, got nan$"),

@@ -22,8 +22,10 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from muki_ray.config import MukiMethod
+from muki_ray.cotraining import score_view
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate
+from muki_ray.learned import Rows, learn, sample
 from muki_ray.pipeline import TeacherStage, finish_evidence, run_graph, score
 from muki_ray.planning import PoolPlan
 from muki_ray.runtime import listening
@@ -89,21 +91,36 @@ def test_evidence_equals_the_engine_without_ray_to_the_byte(
             assert here.read_bytes(part_name(shard)) == folder.read_bytes(part_name(shard))
 
 
-def test_supervision_is_what_the_pure_functions_say(root: Path, finished: tuple[Path, Path]) -> None:
-    wanted = runs.config(root, finished[1], finished[0])
+@pytest.mark.parametrize("cotraining", [True, False])
+def test_supervision_is_what_the_pure_functions_say(
+    cotraining: bool, root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    path, run = copied(finished, tmp_path)
+    wanted = runs.config(root, run, path, method={"samples": 4, "cotraining": cotraining})
     _, folder, facts, tasks = runs.score_only(wanted)
     method = wanted.method
     assert facts["rows"] == ROWS == sum(facts["rows_per_part"])
     assert facts["quarantined"] == 0
     total = 0.0
+    # all rows are few enough to learn from all of them
+    tables = [tasks[0].corpora[0].read(shard) for shard in range(len(facts["rows_per_part"]))]
+    said = [
+        [t.read(0, shard, table["row_id"].to_numpy()).take(np.ones(len(table), dtype=bool)) for t in tasks]
+        for shard, table in enumerate(tables)
+    ]
+    seen = [Rows.of(evidence, table) for evidence, table in zip(said, tables, strict=True)]
+    learned = learn(method, [sample(method, rows) for rows in seen])
+    assert (learned.cotraining is not None) is cotraining
     for shard, rows in enumerate(facts["rows_per_part"]):
         table = folder.read_table(part_name(shard))
-        corpus = tasks[0].corpora[0].read(shard)
+        corpus = tables[shard]
+        assert len(corpus) == rows
         assert table["row_id"].to_pylist() == corpus["row_id"].to_pylist()
         assert table["text"].to_pylist() == corpus["text"].to_pylist()
-        everything = np.ones(rows, dtype=bool)
-        evidence = [t.read(0, shard, corpus["row_id"].to_numpy()).take(everything) for t in tasks]
-        scores_NM = scores("mc_entropy", evidence)
+        evidence = said[shard]
+        scores_NM = scores("mutual_information", evidence)
+        if learned.cotraining is not None:
+            scores_NM = learned.cotraining(scores_NM, score_view(evidence), corpus["text"].to_pylist())
         index = [np.array([0, 4]), np.array([1, 2, 3])]  # business film politics sport tech
         expected = integrate(
             [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=True, temperature=1.0
@@ -223,14 +240,16 @@ def test_another_tau_or_score_scores_nothing(root: Path, finished: tuple[Path, P
         {"samples": 4, "integration": "hard"},
         {"samples": 4, "score": "entropy"},
         {"samples": 4, "score": "mc_energy"},
-        {"samples": 4, "score": "max_logit", "standardise": "zscore"},
-        {"samples": 4, "standardise": "owner", "integration": "hard"},
+        {"samples": 4, "score": "max_logit", "standardise": "zscore", "cotraining": False},
+        {"samples": 4, "standardise": "owner", "integration": "hard", "cotraining": False},
+        {"samples": 4, "cotraining": False},
     ):
         scored, folder, facts, _ = runs.score_only(runs.config(root, run, path, method=method))
         assert scored == {"one": 0, "two": 0}
         assert folder.location != before.location
         assert facts["rows"] == ROWS
-        assert (facts["standardisation"] is not None) is ("standardise" in method)
+        plain = not method.get("cotraining", True) and "standardise" not in method
+        assert (facts["learned"] is None) is plain
 
 
 def test_more_samples_are_other_evidence(root: Path, finished: tuple[Path, Path]) -> None:

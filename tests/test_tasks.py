@@ -12,7 +12,7 @@ from muki_ray import tasks
 from muki_ray.config import IntegrateConfig
 from muki_ray.errors import StoreError
 from muki_ray.labels import join
-from muki_ray.standardisation import fit, from_json
+from muki_ray.learned import Learned, learn
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import RunFolder, part_name
 from muki_ray.tasks import (
@@ -34,7 +34,7 @@ ROWS = 20  # shards of 8, 8 and 4
 def wanted(tmp_path: Path) -> IntegrateConfig:
     """Two teachers, no samples: evidence is logits alone."""
     path = runs.corpus(tmp_path / "corpus.parquet", ROWS)
-    method = {"samples": 0, "score": "entropy"}
+    method = {"samples": 0, "score": "entropy", "cotraining": False}
     return runs.config(runs.models(tmp_path / "models"), tmp_path / "run", path, method=method)
 
 
@@ -123,12 +123,12 @@ def test_teachers_and_method_name_the_supervision(tmp_path: Path) -> None:
     assert supervision_folder(fewer, join([fewer[0].spec.labels]), config.method, folder) != made.folder
 
 
-# -- the sample that a standardisation is fitted to ------------------------------------------------------
+# -- the sample that a method learns from ---------------------------------------------------------------
 
 
 def test_a_small_corpus_is_sampled_whole_but_for_rows_without_an_answer(task: IntegrationTask) -> None:
     assert task.sampled_shards() == [0, 1, 2]
-    sample = np.concatenate([task.sample(shard) for shard in range(3)])
+    sample = np.concatenate([task.sample(shard).scores_SM for shard in range(3)])
     integrated(task, [0, 1, 2])
     supervised = np.concatenate([_scores(task, shard) for shard in range(3)])
     assert sample.shape == (ROWS - 1, 2)
@@ -142,9 +142,11 @@ def test_of_a_large_corpus_some_rows_from_shards_all_over_it(
     assert task.sampled_shards() == [0, 2]
     monkeypatch.setattr(tasks, "SAMPLE_ROWS", 6)  # of 12 rows in those shards
     parts = [task.sample(shard) for shard in (0, 2)]
-    assert 0 < sum(map(len, parts)) < 12
+    assert 0 < sum(len(part.scores_SM) for part in parts) < 12
     again = [task.sample(shard) for shard in (2, 0)][::-1]
-    assert all(np.array_equal(one, other) for one, other in zip(parts, again, strict=True))
+    assert all(
+        np.array_equal(one.scores_SM, other.scores_SM) for one, other in zip(parts, again, strict=True)
+    )
 
 
 def _scores(task: IntegrationTask, shard: int) -> np.ndarray:
@@ -161,10 +163,35 @@ def test_standardised_scores_are_another_supervision_with_its_own_manifest(tmp_p
     for shard in range(other.shards):
         for one in other.tasks:
             write_evidence(one, shard)
-    sample = np.concatenate([other.sample(shard) for shard in range(3)])
-    fitted = replace(other, standardisation=fit("zscore", sample))
+    fitted = replace(other, learned=learn(method, [other.sample(shard) for shard in range(3)]))
     facts = finish_supervision(fitted, integrated(fitted, [0, 1, 2]))
-    assert from_json(facts["standardisation"]) == fitted.standardisation
+    assert Learned.read(other.folder, facts["learned"]) == fitted.learned
     scores = np.concatenate([_scores(fitted, shard) for shard in range(3)])
     np.testing.assert_allclose(scores.mean(axis=0), 0.0, atol=1e-6)
     np.testing.assert_allclose(scores.std(axis=0), 1.0, atol=1e-6)
+
+
+def test_cotraining_is_kept_beside_the_supervision_and_gives_probabilities(tmp_path: Path) -> None:
+    config = wanted(tmp_path)
+    method = config.method.model_copy(update={"cotraining": True})
+    task = task_of(config.model_copy(update={"method": method}))
+    for shard in range(task.shards):
+        for one in task.tasks:
+            write_evidence(one, shard)
+    parts = [task.sample(shard) for shard in range(3)]
+    assert sum(len(part.texts) for part in parts) == ROWS
+    fitted = replace(task, learned=learn(method, parts))
+    facts = finish_supervision(fitted, integrated(fitted, [0, 1, 2]))
+    again = Learned.read(task.folder, facts["learned"])
+    assert again.cotraining is not None and fitted.learned is not None
+    beliefs = np.concatenate([_scores(fitted, shard) for shard in range(3)])
+    np.testing.assert_allclose(beliefs.sum(axis=1), 1.0, atol=1e-6)
+    before = [task.folder.read_bytes(part_name(shard)) for shard in range(3)]
+    integrated(replace(task, learned=again), [0, 1, 2])
+    assert before == [task.folder.read_bytes(part_name(shard)) for shard in range(3)]
+
+
+def test_learning_from_no_rows_is_an_error(task: IntegrationTask) -> None:
+    empty = replace(task.sample(0), scores_SM=np.zeros((0, 2)))
+    with pytest.raises(ValueError, match="no rows"):
+        learn(task.method, [empty])

@@ -8,6 +8,7 @@ from __future__ import annotations
 from muki_ray import filesystem as locations
 from muki_ray.config import IntegrateConfig, to_yaml
 from muki_ray.errors import ConfigError
+from muki_ray.learned import Learned
 from muki_ray.pipeline import scoring_task
 from muki_ray.planning import on_gpu
 from muki_ray.runtime import Cluster, connected
@@ -101,4 +102,5 @@ def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     run.tracker.metrics({"rows": run.metrics["rows"], "corpus": run.metrics["corpus"]})
     training = train(run, supervision, facts, cluster) if may_train else exported(run.folder.student)
     assert training is not None
-    return conclude(run, tasks, facts, training, cluster)
+    learned = Learned.read(supervision, facts["learned"])
+    return conclude(run, tasks, statistics, learned, training, cluster)

@@ -6,16 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from muki_ray import filesystem as locations
 from muki_ray.assess import Assessment, Classifier, assess, predict_here, predict_on_cluster
 from muki_ray.config import to_yaml
+from muki_ray.learned import Learned
 from muki_ray.pipeline import ScoringTask
 from muki_ray.progress import say
 from muki_ray.report import Example, draw, results_table, write_report
 from muki_ray.runtime import Cluster
-from muki_ray.standardisation import from_json
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.student.card import model_card
 from muki_ray.student.export import exported, finish
@@ -26,12 +25,16 @@ _EXAMPLE_WIDTH = 78
 
 
 def conclude(
-    run: Run, tasks: list[ScoringTask], facts: dict[str, Any], training: str, cluster: Cluster
+    run: Run,
+    tasks: list[ScoringTask],
+    statistics: CorpusStatistics,
+    learned: Learned,
+    training: str,
+    cluster: Cluster,
 ) -> RunResult:
     """Evaluate the student, complete its folder, write the report, log everything."""
     student = run.folder.student
-    statistics = CorpusStatistics.from_json(facts["statistics"])
-    assessment = _assess(run, tasks, facts, cluster) if run.config.corpus.test is not None else None
+    assessment = _assess(run, tasks, learned, cluster) if run.config.corpus.test is not None else None
     if assessment is not None:
         run.metrics = {**assessment.metrics, **run.metrics}
     fresh = exported(student) != training
@@ -47,7 +50,7 @@ def conclude(
     return RunResult(student.location, run.metrics, _summary(run, assessment.examples if assessment else ()))
 
 
-def _assess(run: Run, tasks: list[ScoringTask], facts: dict[str, Any], cluster: Cluster) -> Assessment:
+def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Cluster) -> Assessment:
     """Run the student, and the classifiers to compare with, on the test set."""
     test = run.config.corpus.test
     assert test is not None
@@ -58,7 +61,6 @@ def _assess(run: Run, tasks: list[ScoringTask], facts: dict[str, Any], cluster: 
             here = Path(path).expanduser().is_dir()
             classifiers.append(Classifier(name, locations.absolute(path) if here else path))
         where = predict_here if cluster.is_here(gpus) else predict_on_cluster
-        learned = from_json(facts["standardisation"]) if facts["standardisation"] else None
         probs = where(classifiers, run.corpora[1], run.space.names, cpus, gpus)
         return assess(tasks, run.space, run.config.method, probs, learned)
 

@@ -6,12 +6,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from muki_ray.learned import must_learn
 from muki_ray.pipeline import (
     IntegrationTask,
     ScoringTask,
     finish_evidence,
     finish_supervision,
-    fit_standardisation,
+    learn_from_corpus,
     run_graph,
     score,
     supervision_folder,
@@ -57,12 +58,12 @@ def score_and_integrate(
         progress.update(reused)
         with listening(handle) as messenger:
             task = IntegrationTask(tuple(tasks), run.space, config.method, folder)
-            # a standardisation must have seen the corpus: then integration is a pass of its own, without models
-            alone = facts is None and config.method.standardise != "none"
+            # what learns from the corpus must have seen it: then integration is a pass of its own, without models
+            alone = facts is None and must_learn(config.method)
             scored = score(tasks, waves if alone else waves[:-1], messenger)
             if alone:
                 finish_evidence(tasks)
-                task = replace(task, standardisation=fit_standardisation(task))
+                task = replace(task, learned=learn_from_corpus(task))
             last, integrated = run_graph(
                 tasks, waves[-1] if waves and not alone else [], task if facts is None else None, messenger
             )

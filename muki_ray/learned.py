@@ -1,0 +1,129 @@
+"""What integration learns from the corpus before it starts, and applies to every row: a standardisation, co-training.
+
+The one door from evidence to the scores that teachers are compared by. Knows the run folder's files; knows no models,
+no Ray.
+
+Shapes: N rows, S rows of a sample, M teachers, X scores of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from muki_ray.config import AnyMethod
+from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining, score_view
+from muki_ray.standardisation import Raw, Standardisation, fit, from_json
+from muki_ray.store import Folder
+from muki_ray.uncertainty import TeacherEvidence, scores
+
+_FILE = "cotraining.npz"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some rows as integration sees them: `evidence` of the M teachers, texts, second texts where there are."""
+
+    evidence: Sequence[TeacherEvidence]
+    texts: Sequence[str]
+    pairs: Sequence[str] | None = None
+
+    @classmethod
+    def of(cls, evidence: Sequence[TeacherEvidence], table: pa.Table) -> Rows:
+        """From a corpus shard's table, cut to the same rows."""
+        pair = "text_pair" in table.column_names
+        texts = table["text"].to_pylist()
+        return cls(evidence, texts, table["text_pair"].to_pylist() if pair else None)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows to learn from: raw scores `[S, M]`; `views_SX` and texts where the method trains on them."""
+
+    scores_SM: NDArray[np.float64]
+    views_SX: NDArray[np.float64] | None = None
+    texts: Sequence[str] = ()
+    pairs: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What was learned; the default is nothing, and leaves scores as they are."""
+
+    standardisation: Standardisation = field(default_factory=Raw)
+    cotraining: CoTraining | None = None
+
+    def __call__(self, score: str, rows: Rows) -> NDArray[np.float64]:
+        """The scores that teachers are compared by, `[N, M]`."""
+        scores_NM = self.standardisation(scores(score, list(rows.evidence)))
+        if self.cotraining is None:
+            return scores_NM
+        return self.cotraining(scores_NM, score_view(rows.evidence), rows.texts, rows.pairs)
+
+    def write(self, folder: Folder) -> dict[str, Any] | None:
+        """Store it beside the supervision; returns what the manifest says of it, None where nothing was learned."""
+        if self.cotraining is not None:
+            folder.write_bytes(_FILE, self.cotraining.to_bytes())
+        elif isinstance(self.standardisation, Raw):
+            return None
+        return {
+            "standardisation": self.standardisation.to_json(),
+            "cotraining": None if self.cotraining is None else _FILE,
+        }
+
+    @classmethod
+    def read(cls, folder: Folder, facts: Mapping[str, Any] | None) -> Learned:
+        """What `write` stored and said.
+
+        Raises:
+            StoreError: it is something else.
+        """
+        if facts is None:
+            return cls()
+        file = facts["cotraining"]
+        return cls(
+            from_json(facts["standardisation"]),
+            None if file is None else CoTraining.from_bytes(folder.read_bytes(file)),
+        )
+
+
+def must_learn(method: AnyMethod) -> bool:
+    """Whether the method has to see the corpus' evidence before it integrates any of it."""
+    return method.standardise != "none" or method.cotraining
+
+
+def most_rows(method: AnyMethod, otherwise: int) -> int:
+    """Rows that are enough to learn from."""
+    return min(MOST_ROWS, otherwise) if method.cotraining else otherwise
+
+
+def sample(method: AnyMethod, rows: Rows) -> Sample:
+    """What learning needs of some rows."""
+    scores_SM = scores(method.score, list(rows.evidence))
+    if not method.cotraining:
+        return Sample(scores_SM)
+    return Sample(scores_SM, score_view(rows.evidence), rows.texts, rows.pairs)
+
+
+def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
+    """Learn from all parts of the sample, in their order.
+
+    Raises:
+        ValueError: no rows.
+    """
+    parts = list(parts)
+    scores_SM = np.concatenate([part.scores_SM for part in parts])
+    if not len(scores_SM):
+        raise ValueError("no rows to learn from")
+    standardisation = fit(method.standardise, scores_SM)
+    if not method.cotraining:
+        return Learned(standardisation)
+    views = np.concatenate([part.views_SX for part in parts if part.views_SX is not None])
+    texts = [text for part in parts for text in part.texts]
+    pairs = [pair for part in parts for pair in part.pairs or ()] or None
+    return Learned(standardisation, fit_cotraining(standardisation(scores_SM), views, texts, pairs))

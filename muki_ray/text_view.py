@@ -1,0 +1,77 @@
+"""A text as a bag of words and of pieces of words: a cheap view of a row that owes nothing to any teacher.
+
+Words and pairs of words for languages that put spaces between them, runs of 2 to 4 characters for all. Hashed, so there
+is no vocabulary to learn or to store; only how common a column is (`inverse document frequency`) comes from the corpus.
+Knows scikit-learn; knows no files, no models, no Ray.
+
+Shapes: N rows, S rows of a sample, D columns.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+# columns of the words, and as many of the pieces
+_COLUMNS = 2**15
+# what a text is about shows at its beginning; longer ones only cost time
+_MOST_CHARACTERS = 500
+# a text has several times more pieces than words
+_PIECES_COUNT = 0.5
+
+
+@cache
+def _vectorizers() -> tuple[Any, Any]:
+    # late: takes a second, and most processes need no text view
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    common = {"n_features": _COLUMNS, "alternate_sign": False, "norm": None, "dtype": np.float32}
+    return (
+        HashingVectorizer(ngram_range=(1, 2), **common),
+        HashingVectorizer(analyzer="char_wb", ngram_range=(2, 4), **common),
+    )
+
+
+def counts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[Any, Any]:
+    """How often each word and each piece occurs, damped (`1 + log`): two sparse matrices `[N, D / 2]`."""
+    if pairs is not None:
+        half = _MOST_CHARACTERS // 2
+        texts = [f"{text[:half]} {pair[:half]}" for text, pair in zip(texts, pairs, strict=True)]
+    else:
+        texts = [text[:_MOST_CHARACTERS] for text in texts]
+    found = []
+    for vectorizer in _vectorizers():
+        matrix = vectorizer.transform(texts)
+        matrix.data = 1.0 + np.log(matrix.data)
+        found.append(matrix)
+    return found[0], found[1]
+
+
+def rarity(texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+    """Smoothed inverse document frequency of every column, `[D]`: `1 + log((1 + S) / (1 + rows that have it))`."""
+    seen = [np.bincount(matrix.indices, minlength=_COLUMNS) for matrix in counts(texts, pairs)]
+    return np.asarray(1.0 + np.log((1.0 + len(texts)) / (1.0 + np.concatenate(seen))), dtype=np.float32)
+
+
+def view(texts: Sequence[str], rarity_D: NDArray[np.float32], pairs: Sequence[str] | None = None) -> Any:
+    """TF-IDF, words and pieces each of length 1 (pieces then count half): a sparse matrix `[N, D]`, float64."""
+    from scipy.sparse import diags_array, hstack
+    from sklearn.preprocessing import normalize
+
+    words, pieces = counts(texts, pairs)
+    scaled = [
+        normalize(matrix @ diags_array(part, dtype=np.float32))
+        for matrix, part in zip((words, pieces), np.split(rarity_D, 2), strict=True)
+    ]
+    return hstack([scaled[0], _PIECES_COUNT * scaled[1]], format="csr", dtype=np.float64)
+
+
+def folds(texts: Sequence[str], count: int, pairs: Sequence[str] | None = None) -> NDArray[np.int64]:
+    """A number below `count` per row that follows from its text alone, so that equal texts fall together. `[N]`."""
+    whole = texts if pairs is None else [f"{text}\0{pair}" for text, pair in zip(texts, pairs, strict=True)]
+    return np.array([zlib.crc32(text.encode()) % count for text in whole], dtype=np.int64)
