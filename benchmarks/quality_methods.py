@@ -1,6 +1,6 @@
 """The methods by name: what the table calls them, and the product's configuration behind each.
 
-The ablations of MUKI differ from `paper` in one setting each. Knows the configuration; measures nothing.
+`muki_*` differ from `paper` in one setting each, `default_*` from the default. Knows the configuration; measures nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from muki_ray.config import AnyMethod, Method
 
 _STUDENTS: dict[str, dict[str, Any]] = {
     "default": {},
+    # the default, less one of its parts
+    "default_no_cotraining": {"cotraining": False},
+    "default_no_mc": {"score": "entropy", "samples": 0},
     "paper": {"kind": "paper"},
     "muki_hard": {"kind": "paper", "integration": "hard"},
     "muki_no_margin": {"kind": "paper", "margin": False},

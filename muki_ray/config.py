@@ -251,6 +251,10 @@ class MukiMethod(Section):
         default=True,
         description="weight rows by the gap of the two best scores; of the teachers' weights where scores have no bounds",
     )
+    abstain: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share of the corpus that no teacher knows: as many rows, those on which no teacher's score is high, count nothing",
+    )
     temperature: Positive = Field(default=1.0, description="temperature of the teachers' probabilities")
     weights: Literal["raw", "normalize"] = Field(
         default="normalize",
@@ -325,6 +329,11 @@ class BaselineMethod(Section):
     def standardise(self) -> Literal["none"]:
         """That score is shown as it is."""
         return "none"
+
+    @property
+    def abstain(self) -> float:
+        """Every row counts."""
+        return 0.0
 
     @property
     def cotraining(self) -> Literal[False]:

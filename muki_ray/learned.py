@@ -1,4 +1,6 @@
-"""What integration learns from the corpus before it starts, and applies to every row: a standardisation, co-training.
+"""What integration learns from the corpus before it starts, and applies to every row.
+
+A standardisation of the scores, co-training, and the level below which no teacher knows a row.
 
 The one door from evidence to the scores that teachers are compared by. Knows the run folder's files; knows no models,
 no Ray.
@@ -18,9 +20,9 @@ from numpy.typing import NDArray
 
 from muki_ray.config import AnyMethod
 from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining, score_view
-from muki_ray.standardisation import Raw, Standardisation, fit, from_json
+from muki_ray.standardisation import Raw, Standardisation, ZScore, fit, from_json
 from muki_ray.store import Folder
-from muki_ray.uncertainty import TeacherEvidence, scores
+from muki_ray.uncertainty import Floats, TeacherEvidence, scores
 
 _FILE = "cotraining.npz"
 
@@ -52,11 +54,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Level:
+    """How high the best of a row's z-scored scores must be for the row to belong to any teacher."""
+
+    zscore: ZScore
+    least: float
+
+    def known(self, scores_NM: Floats) -> NDArray[np.bool_]:
+        """Whether any teacher knows the row, from raw scores. `[N]`."""
+        return np.asarray(self.zscore(scores_NM).max(axis=1) >= self.least)
+
+
+@dataclass(frozen=True)
 class Learned:
-    """What was learned; the default is nothing, and leaves scores as they are."""
+    """What was learned; the default is nothing, leaves scores as they are and lets every row count."""
 
     standardisation: Standardisation = field(default_factory=Raw)
     cotraining: CoTraining | None = None
+    level: Level | None = None
 
     def __call__(self, score: str, rows: Rows) -> NDArray[np.float64]:
         """The scores that teachers are compared by, `[N, M]`."""
@@ -65,15 +80,24 @@ class Learned:
             return scores_NM
         return self.cotraining(scores_NM, score_view(rows.evidence), rows.texts, rows.pairs)
 
+    def known(self, score: str, rows: Rows) -> NDArray[np.bool_]:
+        """Rows that some teacher knows, `[N]`; all where nothing was learned of that."""
+        if self.level is None:
+            return np.ones(len(rows.texts), dtype=np.bool_)
+        return self.level.known(scores(score, list(rows.evidence)))
+
     def write(self, folder: Folder) -> dict[str, Any] | None:
         """Store it beside the supervision; returns what the manifest says of it, None where nothing was learned."""
         if self.cotraining is not None:
             folder.write_bytes(_FILE, self.cotraining.to_bytes())
-        elif isinstance(self.standardisation, Raw):
+        elif isinstance(self.standardisation, Raw) and self.level is None:
             return None
         return {
             "standardisation": self.standardisation.to_json(),
             "cotraining": None if self.cotraining is None else _FILE,
+            "level": None
+            if self.level is None
+            else {"zscore": self.level.zscore.to_json(), "least": self.level.least},
         }
 
     @classmethod
@@ -85,16 +109,18 @@ class Learned:
         """
         if facts is None:
             return cls()
-        file = facts["cotraining"]
+        file, level = facts["cotraining"], facts["level"]
+        zscore = None if level is None else from_json(level["zscore"])
         return cls(
             from_json(facts["standardisation"]),
             None if file is None else CoTraining.from_bytes(folder.read_bytes(file)),
+            Level(zscore, float(level["least"])) if isinstance(zscore, ZScore) else None,
         )
 
 
 def must_learn(method: AnyMethod) -> bool:
     """Whether the method has to see the corpus' evidence before it integrates any of it."""
-    return method.standardise != "none" or method.cotraining
+    return method.standardise != "none" or method.cotraining or method.abstain > 0
 
 
 def most_rows(method: AnyMethod, otherwise: int) -> int:
@@ -120,10 +146,15 @@ def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
     scores_SM = np.concatenate([part.scores_SM for part in parts])
     if not len(scores_SM):
         raise ValueError("no rows to learn from")
-    standardisation = fit(method.standardise, scores_SM)
+    standardisation, level = fit(method.standardise, scores_SM), None
+    if method.abstain:
+        zscore = fit("zscore", scores_SM)
+        assert isinstance(zscore, ZScore)
+        level = Level(zscore, float(np.quantile(zscore(scores_SM).max(axis=1), method.abstain)))
     if not method.cotraining:
-        return Learned(standardisation)
+        return Learned(standardisation, level=level)
     views = np.concatenate([part.views_SX for part in parts if part.views_SX is not None])
     texts = [text for part in parts for text in part.texts]
     pairs = [pair for part in parts for pair in part.pairs or ()] or None
-    return Learned(standardisation, fit_cotraining(standardisation(scores_SM), views, texts, pairs))
+    fitted = fit_cotraining(standardisation(scores_SM), views, texts, pairs)
+    return Learned(standardisation, fitted, level)

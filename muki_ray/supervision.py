@@ -67,7 +67,8 @@ def supervise(
         )
     chosen = [one.take(good) for one in evidence]
     kept = corpus.filter(pa.array(good))
-    scores_NM = (learned or Learned())(method.score, Rows.of(chosen, kept))
+    learned, rows = learned or Learned(), Rows.of(chosen, kept)
+    scores_NM = learned(method.score, rows)
     logits, shown_NM = [one.logits for one in chosen], scores_NM
     if isinstance(method, BaselineMethod):
         result = baseline_supervision(method, logits, space, scores_NM)
@@ -77,6 +78,7 @@ def supervise(
             how=method.integration, tau=method.tau, with_margin=method.margin, temperature=method.temperature,
             bounded=method.bounded,
         )  # fmt: skip
+        result.weights[~learned.known(method.score, rows)] = 0.0
         if not method.bounded:
             shown_NM = teacher_weights(scores_NM, "soft", method.tau)
     statistics = CorpusStatistics.empty(len(evidence))

@@ -189,7 +189,7 @@ def supervision_folder(
     tasks: Sequence[ScoringTask], space: LabelSpace, method: AnyMethod, run: RunFolder
 ) -> Folder:
     """Where the supervision of these teachers under this method lies. Student-side settings are not in the name."""
-    named = {"score", "standardise", "cotraining", "integration", "tau", "margin", "temperature"}
+    named = {"score", "standardise", "cotraining", "abstain", "integration", "tau", "margin", "temperature"}
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)

@@ -195,3 +195,19 @@ def test_learning_from_no_rows_is_an_error(task: IntegrationTask) -> None:
     empty = replace(task.sample(0), scores_SM=np.zeros((0, 2)))
     with pytest.raises(ValueError, match="no rows"):
         learn(task.method, [empty])
+
+
+def test_rows_that_no_teacher_knows_count_nothing(task: IntegrationTask) -> None:
+    method = task.method.model_copy(update={"abstain": 0.25})
+    fitted = replace(task, method=method, learned=learn(method, [task.sample(shard) for shard in range(3)]))
+    facts = finish_supervision(fitted, integrated(fitted, [0, 1, 2]))
+    tables = [task.folder.read_table(part_name(shard)) for shard in range(3)]
+    weight = np.concatenate([table["weight"].to_numpy() for table in tables])
+    raw = np.concatenate([_scores(task, shard) for shard in range(3)])
+    best = ((raw - raw.mean(axis=0)) / raw.std(axis=0)).max(axis=1)
+    np.testing.assert_array_equal(weight == 0, best < np.quantile(best, 0.25))
+    assert 0 < (weight == 0).sum() < 7
+    assert Learned.read(task.folder, facts["learned"]) == fitted.learned
+    assert supervision_folder(task.tasks, task.space, method, RunFolder("x")) != supervision_folder(
+        task.tasks, task.space, task.method, RunFolder("x")
+    )
