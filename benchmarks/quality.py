@@ -205,7 +205,19 @@ def write(options: argparse.Namespace, done: dict[str, Any], skipped: dict[str, 
     """The JSON of what is there so far."""
     if not options.json:
         return
-    common = {"settings": {name: describe(name) for name in options.methods}, "skipped": skipped}
+    command = [
+        "python",
+        "benchmarks/quality.py",
+        "--suite",
+        *(options.suite if options.suite != names() else ["all"]),
+    ]
+    command += ["--scale", options.scale, "--seeds", str(options.seeds)]
+    command += [] if options.methods == NAMES else ["--methods", *options.methods]
+    common: dict[str, Any] = {
+        "command": " ".join(command),
+        "settings": {name: describe(name) for name in options.methods},
+        "skipped": skipped,
+    }
     if len(options.suite) == 1:
         (content,) = ({"suite": name, **found, **common} for name, found in done.items())
     else:

@@ -22,8 +22,8 @@ Scale = Literal["tiny", "small", "full"]
 SCALES: tuple[Scale, ...] = ("tiny", "small", "full")
 # per scale: the model of teachers and student, and at most so many rows to train on and to test on
 SCALE_MODEL = {"tiny": "bert-tiny", "small": "minilm-l6", "full": "minilm-l6"}
-TRAIN_ROWS: dict[str, int | None] = {"tiny": 3000, "small": 8000, "full": None}
-TEST_ROWS: dict[str, int | None] = {"tiny": 1000, "small": 4000, "full": None}
+TRAIN_ROWS: dict[str, int | None] = {"tiny": 3000, "small": 4000, "full": None}
+TEST_ROWS: dict[str, int | None] = {"tiny": 1000, "small": 1000, "full": None}
 
 
 def _as_list(value: object) -> object:

@@ -85,18 +85,18 @@ class CoTraining:
         scores_NM: Floats,
         views_NX: Floats,
         texts: Sequence[str],
-        pairs: Sequence[str] | None = None,
     ) -> Matrix:
         """Beliefs `[N, M]`, rows sum to 1.
 
         Args:
             scores_NM: the method's score.
             views_NX: `score_view` of the same rows.
+            texts: what is `shown` of them.
         """
         if not len(texts):
             return np.zeros(np.shape(scores_NM))
-        place_N = folds(texts, _FOLDS, pairs)
-        text = view(texts, self.rarity_D, pairs)
+        place_N = folds(texts, _FOLDS)
+        text = view(texts, self.rarity_D)
         seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_X) / self.scale_X
         odds = _start(scores_NM, self.spread) - np.log(self.share_M.astype(np.float64))
         for f in range(_FOLDS):
@@ -130,14 +130,13 @@ class CoTraining:
             ) from error
 
 
-def fit_cotraining(
-    scores_SM: Floats, views_SX: Floats, texts: Sequence[str], pairs: Sequence[str] | None = None
-) -> CoTraining:
+def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) -> CoTraining:
     """Learn from some rows of the corpus; the result does not depend on how many threads there are.
 
     Args:
         scores_SM: the method's score, finite.
         views_SX: `score_view` of the same rows.
+        texts: what is `shown` of them.
 
     Raises:
         ValueError: no rows.
@@ -146,12 +145,12 @@ def fit_cotraining(
     if not len(start_SM):
         raise ValueError("co-training needs rows to learn from, got none")
     spread = float(start_SM.std())
-    rarity_D = rarity(texts, pairs)
+    rarity_D = rarity(texts)
     views_SX = np.asarray(views_SX, dtype=np.float64)
     centre_X, scale_X = views_SX.mean(axis=0).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
     with threadpool_limits(1):
-        text = _View(view(texts, rarity_D, pairs), folds(texts, _FOLDS, pairs), _TEXT_PENALTY)
+        text = _View(view(texts, rarity_D), folds(texts, _FOLDS), _TEXT_PENALTY)
         seen = _View((views_SX - centre_X) / scale_X, text.place_S, _SCORES_PENALTY)
         start = _start(start_SM, spread)
         belief = softmax(start)

@@ -22,6 +22,7 @@ from muki_ray.config import AnyMethod
 from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining, score_view
 from muki_ray.standardisation import Raw, Standardisation, ZScore, fit, from_json
 from muki_ray.store import Folder
+from muki_ray.text_view import shown
 from muki_ray.uncertainty import Floats, TeacherEvidence, scores
 
 _FILE = "cotraining.npz"
@@ -45,12 +46,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to learn from: raw scores `[S, M]`; `views_SX` and texts where the method trains on them."""
+    """Rows to learn from: raw scores `[S, M]`; `views_SX` and what is `shown` of the texts where the method trains on them."""
 
     scores_SM: NDArray[np.float64]
     views_SX: NDArray[np.float64] | None = None
     texts: Sequence[str] = ()
-    pairs: Sequence[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Learned:
         scores_NM = self.standardisation(scores(score, list(rows.evidence)))
         if self.cotraining is None:
             return scores_NM
-        return self.cotraining(scores_NM, score_view(rows.evidence), rows.texts, rows.pairs)
+        return self.cotraining(scores_NM, score_view(rows.evidence), shown(rows.texts, rows.pairs))
 
     def known(self, score: str, rows: Rows) -> NDArray[np.bool_]:
         """Rows that some teacher knows, `[N]`; all where nothing was learned of that."""
@@ -133,7 +133,7 @@ def sample(method: AnyMethod, rows: Rows) -> Sample:
     scores_SM = scores(method.score, list(rows.evidence))
     if not method.cotraining:
         return Sample(scores_SM)
-    return Sample(scores_SM, score_view(rows.evidence), rows.texts, rows.pairs)
+    return Sample(scores_SM, score_view(rows.evidence), shown(rows.texts, rows.pairs))
 
 
 def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
@@ -155,6 +155,5 @@ def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
         return Learned(standardisation, level=level)
     views = np.concatenate([part.views_SX for part in parts if part.views_SX is not None])
     texts = [text for part in parts for text in part.texts]
-    pairs = [pair for part in parts for pair in part.pairs or ()] or None
-    fitted = fit_cotraining(standardisation(scores_SM), views, texts, pairs)
+    fitted = fit_cotraining(standardisation(scores_SM), views, texts)
     return Learned(standardisation, fitted, level)

@@ -37,13 +37,16 @@ def _vectorizers() -> tuple[Any, Any]:
     )
 
 
-def counts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[Any, Any]:
+def shown(texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[str]:
+    """What the view reads of each row: the beginning of its text, or of both its texts. The rest here takes these."""
+    if pairs is None:
+        return [text[:_MOST_CHARACTERS] for text in texts]
+    half = _MOST_CHARACTERS // 2
+    return [f"{text[:half]}\n{pair[:half]}" for text, pair in zip(texts, pairs, strict=True)]
+
+
+def counts(texts: Sequence[str]) -> tuple[Any, Any]:
     """How often each word and each piece occurs, damped (`1 + log`): two sparse matrices `[N, D / 2]`."""
-    if pairs is not None:
-        half = _MOST_CHARACTERS // 2
-        texts = [f"{text[:half]} {pair[:half]}" for text, pair in zip(texts, pairs, strict=True)]
-    else:
-        texts = [text[:_MOST_CHARACTERS] for text in texts]
     found = []
     for vectorizer in _vectorizers():
         matrix = vectorizer.transform(texts)
@@ -52,18 +55,18 @@ def counts(texts: Sequence[str], pairs: Sequence[str] | None = None) -> tuple[An
     return found[0], found[1]
 
 
-def rarity(texts: Sequence[str], pairs: Sequence[str] | None = None) -> NDArray[np.float32]:
+def rarity(texts: Sequence[str]) -> NDArray[np.float32]:
     """Smoothed inverse document frequency of every column, `[D]`: `1 + log((1 + S) / (1 + rows that have it))`."""
-    seen = [np.bincount(matrix.indices, minlength=_COLUMNS) for matrix in counts(texts, pairs)]
+    seen = [np.bincount(matrix.indices, minlength=_COLUMNS) for matrix in counts(texts)]
     return np.asarray(1.0 + np.log((1.0 + len(texts)) / (1.0 + np.concatenate(seen))), dtype=np.float32)
 
 
-def view(texts: Sequence[str], rarity_D: NDArray[np.float32], pairs: Sequence[str] | None = None) -> Any:
+def view(texts: Sequence[str], rarity_D: NDArray[np.float32]) -> Any:
     """TF-IDF, words and pieces each of length 1 (pieces then count half): a sparse matrix `[N, D]`, float64."""
     from scipy.sparse import diags_array, hstack
     from sklearn.preprocessing import normalize
 
-    words, pieces = counts(texts, pairs)
+    words, pieces = counts(texts)
     scaled = [
         normalize(matrix @ diags_array(part, dtype=np.float32))
         for matrix, part in zip((words, pieces), np.split(rarity_D, 2), strict=True)
@@ -71,7 +74,6 @@ def view(texts: Sequence[str], rarity_D: NDArray[np.float32], pairs: Sequence[st
     return hstack([scaled[0], _PIECES_COUNT * scaled[1]], format="csr", dtype=np.float64)
 
 
-def folds(texts: Sequence[str], count: int, pairs: Sequence[str] | None = None) -> NDArray[np.int64]:
-    """A number below `count` per row that follows from its text alone, so that equal texts fall together. `[N]`."""
-    whole = texts if pairs is None else [f"{text}\0{pair}" for text, pair in zip(texts, pairs, strict=True)]
-    return np.array([zlib.crc32(text.encode()) % count for text in whole], dtype=np.int64)
+def folds(texts: Sequence[str], count: int) -> NDArray[np.int64]:
+    """A number below `count` per row that follows from what is shown of it, so that equal rows fall together. `[N]`."""
+    return np.array([zlib.crc32(text.encode()) % count for text in texts], dtype=np.int64)

@@ -118,14 +118,6 @@ def test_no_rows_is_an_error() -> None:
         fit_cotraining(np.zeros((0, 2)), np.zeros((0, 2)), [])
 
 
-def test_pairs_count() -> None:
-    owner, noisy, texts = corpus(500, (0.5, 0.5), 0.9)
-    first = ["the same for all"] * len(texts)
-    alone = fit_cotraining(noisy, noisy, first)(noisy, noisy, first)
-    both = fit_cotraining(noisy, noisy, first, texts)(noisy, noisy, first, texts)
-    assert accuracy(both, owner) > accuracy(alone, owner) + 0.05
-
-
 def test_the_scores_view_has_all_that_the_evidence_allows() -> None:
     rng = np.random.default_rng(0)
     probs = rng.dirichlet(np.ones(3), 5)

@@ -34,6 +34,7 @@ from muki_ray.tasks import IntegrationTask, ScoringTask, scoring_task
 from muki_ray.teachers.evidence import to_table
 from muki_ray.teachers.loading import load
 from muki_ray.teachers.scoring import Scorer
+from muki_ray.text_view import shown
 from muki_ray.uncertainty import scores
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from tests import runs
@@ -120,7 +121,7 @@ def test_supervision_is_what_the_pure_functions_say(
         evidence = said[shard]
         scores_NM = scores("mutual_information", evidence)
         if learned.cotraining is not None:
-            scores_NM = learned.cotraining(scores_NM, score_view(evidence), corpus["text"].to_pylist())
+            scores_NM = learned.cotraining(scores_NM, score_view(evidence), shown(corpus["text"].to_pylist()))
         index = [np.array([0, 4]), np.array([1, 2, 3])]  # business film politics sport tech
         expected = integrate(
             [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=True, temperature=1.0

@@ -197,6 +197,7 @@ def test_sampled_scores_say_that_samples_are_missing(name: str) -> None:
 def test_the_configuration_names_every_score() -> None:
     for name in SCORES:
         assert MukiMethod(score=name).score == name  # type: ignore[arg-type]
-        assert MukiMethod(score=name).bounded is (name not in UNBOUNDED)  # type: ignore[arg-type]
-        assert MukiMethod(score=name, standardise="quantile").bounded  # type: ignore[arg-type]
-        assert not MukiMethod(score=name, standardise="zscore").bounded  # type: ignore[arg-type]
+        assert MukiMethod(score=name).bounded  # beliefs are probabilities
+        assert MukiMethod(score=name, cotraining=False).bounded is (name not in UNBOUNDED)  # type: ignore[arg-type]
+        assert MukiMethod(score=name, standardise="quantile", cotraining=False).bounded  # type: ignore[arg-type]
+        assert not MukiMethod(score=name, standardise="zscore", cotraining=False).bounded  # type: ignore[arg-type]

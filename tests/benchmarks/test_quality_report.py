@@ -43,7 +43,12 @@ def test_without_an_upper_bound_nothing_is_relative() -> None:
 
 def test_the_summary_is_a_mean_over_suites() -> None:
     suites = {
-        "a": {"methods": {"m": {"of_bound": 0.9, "selection_accuracy": 0.8}, "n": {"of_bound": 0.5}}},
+        "a": {
+            "methods": {
+                "m": {"of_bound": 0.9, "selection_accuracy": 0.8, "corpus_selection_accuracy": 0.9},
+                "n": {"of_bound": 0.5},
+            }
+        },
         "b": {"methods": {"m": {"of_bound": 0.7, "selection_accuracy": 0.6}}},
     }
     found = report.summary(suites)
@@ -52,8 +57,15 @@ def test_the_summary_is_a_mean_over_suites() -> None:
         "of_bound": pytest.approx(0.8),
         "worst_of_bound": 0.7,
         "selection_error": pytest.approx(0.3),
+        "corpus_selection_error": pytest.approx(0.1),  # of the one suite that has it
     }
-    assert found["n"] == {"suites": 1, "of_bound": 0.5, "worst_of_bound": 0.5, "selection_error": None}
+    assert found["n"] == {
+        "suites": 1,
+        "of_bound": 0.5,
+        "worst_of_bound": 0.5,
+        "selection_error": None,
+        "corpus_selection_error": None,
+    }
 
 
 def test_the_table_names_every_method_and_every_further_test() -> None:

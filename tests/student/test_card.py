@@ -129,7 +129,8 @@ def test_text_tells_teachers_corpus_and_method() -> None:
 
 
 def test_words_follow_the_method() -> None:
-    method = MukiMethod(samples=0, score="entropy", integration="hard", margin=False)
+    assert "taught each other" in card()
+    method = MukiMethod(samples=0, score="entropy", integration="hard", margin=False, cotraining=False)
     text = card(method=method.model_dump(mode="json"))
     assert "reads the row once, without dropout" in text
     assert "the teacher with the best score" in text
@@ -137,6 +138,8 @@ def test_words_follow_the_method() -> None:
     assert "softmax of the scores" not in text
     paper = card(method=PaperMethod().model_dump(mode="json"))
     assert "| `kind` | `paper` |" in paper
+    assert "entropy of its mean prediction" in paper
+    assert "taught each other" not in paper
     assert "| `dropout.masks` | `per_element` |" in paper
 
 
