@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 # columns of the words, and as many of the pieces
 _COLUMNS = 2**15
 # what a text is about shows at its beginning; longer ones only cost time
-_MOST_CHARACTERS = 500
+_MOST_CHARACTERS = 2000
 # a text has several times more pieces than words
 _PIECES_COUNT = 0.5
 
