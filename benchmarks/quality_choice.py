@@ -52,7 +52,9 @@ def learned_from(texts: Sequence[str], evidence: list[EvidenceArrays], method: A
     if not must_learn(method):
         return Learned()
     everything = [one.take(np.ones(len(texts), dtype=np.bool_)) for one in evidence]
-    return learn(method, [sample(method, Rows(everything, texts))])
+    return learn(
+        method, [sample(method, Rows(everything, pa.table({"text": pa.array(list(texts), pa.string())})))]
+    )
 
 
 def of_teachers(case: Case) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def assess(
     parts = [[one[s].take(answered[s]) for s in range(len(shards))] for one in evidence]
     logits = [np.concatenate([p.logits for p in one]) for one in parts]
     learned = learned or Learned()
-    rows = [Rows.of([one[s] for one in parts], t.filter(pa.array(answered[s]))) for s, t in enumerate(shards)]
+    rows = [Rows([one[s] for one in parts], t.filter(pa.array(answered[s]))) for s, t in enumerate(shards)]
     scores_NM = np.concatenate([learned(method.score, some) for some in rows])
     columns = read_texts(test, ["text", "label"])
     truth = np.array([space.label2id.get(label, -1) for label in columns["label"]], dtype=np.int64)[good]

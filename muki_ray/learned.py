@@ -30,18 +30,15 @@ _FILE = "cotraining.npz"
 
 @dataclass(frozen=True)
 class Rows:
-    """Some rows as integration sees them: `evidence` of the M teachers, texts, second texts where there are."""
+    """Some rows as integration sees them: `evidence` of the M teachers, and the same rows of the corpus (text[, text_pair])."""
 
     evidence: Sequence[TeacherEvidence]
-    texts: Sequence[str]
-    pairs: Sequence[str] | None = None
+    corpus: pa.Table
 
-    @classmethod
-    def of(cls, evidence: Sequence[TeacherEvidence], table: pa.Table) -> Rows:
-        """From a corpus shard's table, cut to the same rows."""
-        pair = "text_pair" in table.column_names
-        texts = table["text"].to_pylist()
-        return cls(evidence, texts, table["text_pair"].to_pylist() if pair else None)
+    def shown(self) -> list[str]:
+        """What a view of the text reads of each row; methods that compare scores alone never ask."""
+        pair = "text_pair" in self.corpus.column_names
+        return shown(self.corpus["text"].to_pylist(), self.corpus["text_pair"].to_pylist() if pair else None)
 
 
 @dataclass(frozen=True)
@@ -78,12 +75,12 @@ class Learned:
         scores_NM = self.standardisation(scores(score, list(rows.evidence)))
         if self.cotraining is None:
             return scores_NM
-        return self.cotraining(scores_NM, score_view(rows.evidence), shown(rows.texts, rows.pairs))
+        return self.cotraining(scores_NM, score_view(rows.evidence), rows.shown())
 
     def known(self, score: str, rows: Rows) -> NDArray[np.bool_]:
         """Rows that some teacher knows, `[N]`; all where nothing was learned of that."""
         if self.level is None:
-            return np.ones(len(rows.texts), dtype=np.bool_)
+            return np.ones(len(rows.corpus), dtype=np.bool_)
         return self.level.known(scores(score, list(rows.evidence)))
 
     def write(self, folder: Folder) -> dict[str, Any] | None:
@@ -133,7 +130,7 @@ def sample(method: AnyMethod, rows: Rows) -> Sample:
     scores_SM = scores(method.score, list(rows.evidence))
     if not method.cotraining:
         return Sample(scores_SM)
-    return Sample(scores_SM, score_view(rows.evidence), shown(rows.texts, rows.pairs))
+    return Sample(scores_SM, score_view(rows.evidence), rows.shown())
 
 
 def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:

@@ -67,7 +67,7 @@ def supervise(
         )
     chosen = [one.take(good) for one in evidence]
     kept = corpus.filter(pa.array(good))
-    learned, rows = learned or Learned(), Rows.of(chosen, kept)
+    learned, rows = learned or Learned(), Rows(chosen, kept)
     scores_NM = learned(method.score, rows)
     logits, shown_NM = [one.logits for one in chosen], scores_NM
     if isinstance(method, BaselineMethod):

@@ -166,7 +166,7 @@ class IntegrationTask:
         chosen = np.all([one.finite() for one in evidence], axis=0)
         if share < 1:
             chosen &= row_hash(row_ids, _SAMPLE_SEED) < np.uint64(int(share * 2**64))
-        rows = Rows.of([one.take(chosen) for one in evidence], table.filter(pa.array(chosen)))
+        rows = Rows([one.take(chosen) for one in evidence], table.filter(pa.array(chosen)))
         return sample(self.method, rows)
 
 

@@ -109,7 +109,7 @@ def test_supervision_is_what_the_pure_functions_say(
         [t.read(0, shard, table["row_id"].to_numpy()).take(np.ones(len(table), dtype=bool)) for t in tasks]
         for shard, table in enumerate(tables)
     ]
-    seen = [Rows.of(evidence, table) for evidence, table in zip(said, tables, strict=True)]
+    seen = [Rows(evidence, table) for evidence, table in zip(said, tables, strict=True)]
     learned = learn(method, [sample(method, rows) for rows in seen])
     assert (learned.cotraining is not None) is cotraining
     for shard, rows in enumerate(facts["rows_per_part"]):
