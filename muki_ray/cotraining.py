@@ -9,8 +9,10 @@ scores look different on its own rows. So two classifiers guess the owner of a r
 3. belief = `w * (text * scores / share) ** 1.5`, as for independent witnesses; twice more the classifiers learn from that.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
-Beliefs are probabilities over the teachers. A corpus in which one teacher owns nearly everything is no obstacle, as
-nothing here asks the shares to be alike. What this cannot mend: scores that favour the wrong teacher throughout.
+Beliefs are probabilities over the teachers. What this cannot mend: scores that lean to one teacher throughout; each
+round may then lean further, and the choice end worse than the scores' own. Nothing asks the shares to be alike, but a
+teacher that owns a tenth of the corpus is overrated: there it wins nothing over raw scores. Figures:
+`benchmarks/results/quality.md`.
 
 Pure: arrays and texts in, arrays out. Knows no files, no models, no Ray.
 
@@ -35,7 +37,7 @@ from muki_ray.errors import StoreError
 from muki_ray.text_view import folds, rarity, view
 from muki_ray.uncertainty import SAMPLED, SCORES, Floats, TeacherEvidence, scores, softmax
 
-# rows that are learned from: more move no figure's third digit, and take longer
+# rows that are learned from at most, so that fitting stays short beside scoring
 MOST_ROWS = 20_000
 _FOLDS = 3
 _ROUNDS = 3
