@@ -13,6 +13,7 @@ os.environ.update(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_worker_niceness": "0",  # or workers starve beside whatever else the machine does
         "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
