@@ -19,7 +19,17 @@ from muki_ray.report.table import MISSING, aligned
 if TYPE_CHECKING:
     from muki_ray.workflow.plan import Plan
 
-_HEADER = ("teacher", "labels", "fingerprint", "to score", "stored", "rows/s", "MiB", "actor time", "device-hours")
+_HEADER = (
+    "teacher",
+    "labels",
+    "fingerprint",
+    "to score",
+    "stored",
+    "rows/s",
+    "MiB",
+    "actor time",
+    "device-hours",
+)
 # longer lists say how many more there are
 _MOST_TEACHERS, _MOST_LABELS = 12, 6
 
