@@ -28,7 +28,8 @@ from muki_ray.student.model import StudentSpec, build_student
 from muki_ray.student.objectives import Objective, WeightedKl
 from muki_ray.teachers.loading import resolve_dtype
 
-STATE_FILE = "training_state.pt"
+# of a checkpoint, what is not the model: what resuming needs, and the epoch's metrics where nobody else keeps them
+STATE_FILE, METRICS_FILE = "training_state.pt", "metrics.json"
 _PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
 # steps between two looks at the loss: each makes a GPU wait for all that it was given
 _LOOK = 16
