@@ -406,6 +406,13 @@ class StudentConfig(Section):
 
     model: ModelName = Field(description="hub id, folder or URI of the base model")
     revision: str | None = None
+    init: Annotated[str, AfterValidator(_filled("give base, previous, or a finished student's folder"))] = (
+        Field(
+            default="base",
+            description="base: `model`; previous: the finished student of other teachers in `output`, if there is one; "
+            "else folder, URI or hub id of a finished student. A student brings its labels, joined by name",
+        )
+    )
     max_length: Count | None = Field(
         default=None, description="tokens; default: the largest of the teachers'"
     )

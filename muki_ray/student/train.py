@@ -98,7 +98,9 @@ def training_name(job: TrainingJob, supervision: str) -> str:
         settings,
         job.objective.content,
     ]
-    return "student-" + fingerprint([*content, job.supervision.weight_scale])
+    previous = job.student.previous
+    begun = [] if previous is None else [{"previous": previous.content}]
+    return "student-" + fingerprint([*content, job.supervision.weight_scale, *begun])
 
 
 def worker_cpus(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 from muki_ray import filesystem as locations
@@ -13,7 +14,9 @@ from muki_ray.student.data import Supervision, plan_split
 from muki_ray.student.export import export, exported
 from muki_ray.student.here import train_here
 from muki_ray.student.loop import TrainingJob
+from muki_ray.student.model import StudentSpec
 from muki_ray.student.objectives import objective_of
+from muki_ray.student.previous import start
 from muki_ray.student.train import Trained, train_student, training_name, worker_cpus
 from muki_ray.workflow.run import Run
 
@@ -38,14 +41,28 @@ def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> 
         threads=max(1, int(cpus)),
         objective=objective_of(config.method, run.space, teachers),
     )
-    name = training_name(job, folder.location.rsplit("/", 1)[-1])
     student = run.folder.student
+
+    def named(one: StudentSpec) -> str:
+        return training_name(replace(job, student=one), folder.location.rsplit("/", 1)[-1])
+
+    job = replace(job, student=start(config.student.init, run.folder, run.student, named))
+    name = named(job.student)
     if exported(student) == name:
         say(f"training: reused, {student.location} is up to date")
         return name
+    if config.student.init != "base":
+        say(_beginning(job.student, student))
     trained = _watched(run, job, name, cluster)
-    export(trained.checkpoint, student)
+    previous = job.student.previous
+    export(trained.checkpoint, student, previous.content if previous else None)
     return name
+
+
+def _beginning(spec: StudentSpec, student: Folder) -> str:
+    if spec.previous is not None:
+        return f"training: starts from the student in {locations.redact(spec.previous.location)}"
+    return f"training: starts from the base model, for there is no finished student in {locations.redact(student.location)} yet"
 
 
 def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained:
