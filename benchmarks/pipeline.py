@@ -102,7 +102,7 @@ def ray_path(tasks: Sequence[ScoringTask], teachers: Sequence[TeacherConfig], de
         began = time.perf_counter()
         score(tasks, waves, messenger)
         seconds = time.perf_counter() - began
-    pools = {pool.teacher: pool for wave in waves for pool in wave}
+    pools = {name: pool for wave in waves for pool in wave for name in pool.teachers}
     spans, counted = [], 0
     for task in tasks:
         first, last, rows = _steady(task, pools[task.name])

@@ -21,13 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
+import toys
 
 _EVERY = 0.5  # seconds between two looks
-_WORDS = [f"word{i}" for i in range(2000)]
-_SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 _ACTOR = "ray::MapWorker"  # what Ray calls the processes of an actor pool
 
 
@@ -46,8 +42,8 @@ def memory_growth(fewer: int, more: int) -> dict[str, Any]:
 def peak(rows: int) -> dict[str, Any]:
     """Peaks of one run in MiB: of the driver, of all actors together, of Ray's own processes."""
     with tempfile.TemporaryDirectory() as scratch:
-        corpus(Path(scratch) / "corpus.parquet", rows)
-        teacher(Path(scratch) / "teacher")
+        toys.corpus(Path(scratch) / "corpus.parquet", rows)
+        toys.classifier(Path(scratch) / "teacher", ["one", "other", "third"])
         began = time.monotonic()
         child = subprocess.Popen(
             [sys.executable, __file__, "--child", scratch],
@@ -103,55 +99,6 @@ def _pss(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def corpus(path: Path, rows: int) -> None:
-    """Texts of four to twelve words, written in pieces."""
-    rng = np.random.default_rng(0)
-    schema = pa.schema([("text", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, rows, 20_000):
-            lengths = rng.integers(4, 13, min(20_000, rows - start))
-            texts = [" ".join(_WORDS[i] for i in rng.integers(0, len(_WORDS), n)) for n in lengths]
-            writer.write_table(pa.table({"text": texts}, schema=schema))
-
-
-def teacher(folder: Path) -> None:
-    """A BERT classifier with two small layers and random weights, and a tokenizer of whole words."""
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
-
-    words = [*_SPECIALS, *_WORDS]
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-    core.pre_tokenizer = pre_tokenizers.Whitespace()
-    core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-        model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    names = {0: "one", 1: "other", 2: "third"}
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=70,
-        num_labels=len(names),
-        id2label=names,
-        label2id={name: i for i, name in names.items()},
-    )
-    BertForSequenceClassification(config).save_pretrained(folder)
-
-
 def child(scratch: str) -> None:
     """The run: from the texts to the supervision."""
     from muki_ray.config import parse_config
@@ -160,6 +107,7 @@ def child(scratch: str) -> None:
     from muki_ray.runtime import connected
     from muki_ray.store import RunFolder
     from muki_ray.tracking import Tracker
+    from muki_ray.workflow.plan import draw_up
     from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
     from muki_ray.workflow.run import Run
     from muki_ray.workflow.score import score_and_integrate
@@ -182,7 +130,7 @@ def child(scratch: str) -> None:
     with connected() as cluster:
         gpu = on_gpu(config.teachers[0].resources, cluster.resources)
         tasks = [scoring_task(spec.resolved(gpu), config.method, run.corpora, folder) for spec in specs]
-        score_and_integrate(run, tasks, cluster)
+        score_and_integrate(run, draw_up(config, tasks, cluster))
 
 
 def main() -> None:

@@ -16,6 +16,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb, text in (("integrate", "teachers and unlabeled text in, one student out"),
+                       ("plan", "what integrate would do here: who scores what where, what is stored, what the rest takes"),
                        ("evaluate", "measure a finished run's student on its labelled test set again")):  # fmt: skip
         command = verbs.add_parser(verb, help=text, description=text)
         command.add_argument("config", help="YAML file")
@@ -29,12 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = load_config(options.config, options.overrides)
         from muki_ray import workflow
 
-        result = workflow.integrate(config) if options.verb == "integrate" else workflow.evaluate(config)
+        summary = getattr(workflow, options.verb)(config).summary
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    print(result.summary)
+    print(summary)
     return 0

@@ -1,11 +1,12 @@
-"""Who scores and integrates, on Ray: one Ray Data graph, a branch per teacher, integration behind it.
+"""Who scores and integrates, on Ray: one Ray Data graph, a branch per pool of actors, integration behind it.
 
-The only place that builds one. What flows is one small row per teacher and shard (whose, which corpus, which
-shard, what went wrong): every stage reads the text it needs and writes what it makes through the store, so a
-retried or lost block never redoes another teacher's work, and nothing large crosses the object store.
+The only place that builds one. What flows is small rows that name a teacher and shards (and then, what went wrong):
+every stage reads the text it needs and writes what it makes through the store, so a retried or lost block never redoes
+another teacher's work, and nothing large crosses the object store.
 
-A teacher never waits for another: each has a branch of its own, with the shards that it has not scored. As soon as
-the last of them has scored a shard, the driver sends the shard to integration.
+Where there is room for all, a teacher never waits for another: each has a branch of its own, with the shards that it
+has not scored. Where there is not, teachers take turns at the actors of one branch. As soon as the last teacher has
+scored a shard, the driver sends the shard to integration.
 
 Contract of a teacher stage: write-through cache. Evidence for (teacher, shard) exists -> pass on. Else
 compute, write, pass on.
@@ -17,19 +18,15 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from muki_ray import errors
-from muki_ray.errors import UserError
+from muki_ray.errors import TeacherError
 from muki_ray.learned import Learned, Sample, learn
 from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, light_tasks
 from muki_ray.runtime import Messenger, ray, user_error
+from muki_ray.stage import SHARDS_AT_ONCE, TeacherStage, decoded
 from muki_ray.statistics import CorpusStatistics
-from muki_ray.store import part_name
 from muki_ray.tasks import (
     Integrated,
     IntegrationTask,
@@ -39,12 +36,6 @@ from muki_ray.tasks import (
     scoring_task,
     supervision_folder,
 )
-from muki_ray.teachers.evidence import EvidenceArrays, to_table
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from muki_ray.teachers.scoring import Scorer
 
 __all__ = [
     "Integrated",
@@ -63,69 +54,10 @@ __all__ = [
 _STUCK_AFTER_S = 4 * 3600
 # more shards than this share blocks, so that the driver's bookkeeping stays small
 _MOST_BLOCKS = 4096
-# one shard at the model, one being read or written
-_SHARDS_AT_ONCE = 2
-
-
-class TeacherStage:
-    """Ray Data actor: one teacher, its evidence store in front.
-
-    Loads the model while Ray still starts the rest; a failure shows at the first shard. The model works on one
-    thread of its own, so that the next shard is read and the last one written meanwhile.
-    """
-
-    def __init__(self, task: ScoringTask, threads: int, messenger: Messenger) -> None:
-        self.task, self.messenger = task, messenger
-        self.engine = ThreadPoolExecutor(1, "muki-ray-engine")
-        self.scorer: Future[Scorer] = self.engine.submit(self._load, threads)
-
-    def _load(self, threads: int) -> Scorer:
-        import torch  # not at the top: the integration's processes load this module, and need no Torch
-
-        from muki_ray.teachers.loading import load
-        from muki_ray.teachers.scoring import Scorer
-
-        torch.set_num_threads(threads)  # Torch keeps it per thread
-        wanted = self.task.spec.device
-        cuda = wanted == "cuda" or (
-            wanted == "auto" and bool(ray.get_gpu_ids()) and torch.cuda.is_available()
-        )
-        classifier = load(self.task.spec, "cuda" if cuda else "cpu")
-        return Scorer(
-            classifier,
-            samples=self.task.samples,
-            dropout=self.task.dropout,
-            seed_key=self.task.spec.fingerprint,
-        )
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        try:
-            scored, error = self._shard(int(batch["corpus"][0]), int(batch["shard"][0])), ""
-        except UserError as known:
-            scored, error = 0, _encoded(known)
-        return {
-            **batch,
-            "scored": np.array([scored], dtype=np.int64),
-            "error": np.array([error], dtype=object),
-        }
-
-    def _shard(self, corpus: int, shard: int) -> int:
-        """Rows scored: all of the shard's, or 0 when its evidence was there."""
-        folder = self.task.folders[corpus]
-        if folder.has(part_name(shard)):
-            return 0
-        table = self.task.corpora[corpus].read(shard)
-        evidence = self.engine.submit(self._evidence, table, shard).result()
-        folder.write_table(part_name(shard), to_table(table["row_id"].to_numpy(), evidence))
-        return len(table)
-
-    def _evidence(self, table: pa.Table, shard: int) -> EvidenceArrays:
-        return self.scorer.result().score(
-            table["text"].to_pylist(),
-            table["text_pair"].to_pylist() if "text_pair" in table.column_names else None,
-            shard=shard,
-            progress=lambda rows: self.messenger.send("scored", (self.task.name, rows)),
-        )
+# where teachers take turns: rows of the graph per actor, so that all actors end at about the same time
+_TURNS = 8
+# and shards of one such row at most: what is counted as done, and seen to go on, is whole rows
+_MOST_SHARDS = 64
 
 
 def learn_from_corpus(task: IntegrationTask) -> Learned:
@@ -142,7 +74,7 @@ def learn_from_corpus(task: IntegrationTask) -> Learned:
     reference = ray.put(task)
     parts = ray.get([run.remote(reference, shard) for shard in task.sampled_shards()])
     if not any(len(part.scores_SM) for part in parts):
-        raise errors.TeacherError(
+        raise TeacherError(
             f"no row of the corpus has a finite answer from all {len(task.tasks)} teachers; score them one by one to find which fails"
         )
     return learn(task.method, parts)
@@ -198,8 +130,8 @@ def run_graph(
         UserError: a stage met something that the user can mend.
     """
     by_name = {task.name: task for task in tasks}
-    stages = [(by_name[pool.teacher], pool) for pool in wave]
-    gaps = {task.name: task.missing() for task, _ in stages}
+    stages = [(pool, [by_name[name] for name in pool.teachers]) for pool in wave]
+    gaps = {task.name: task.missing() for _, crew in stages for task in crew}
     scored: Counter[str] = Counter()
     try:
         integrator = None
@@ -210,7 +142,7 @@ def run_graph(
             complete = [shard for shard in range(integration.shards) if shard not in waiting]
         for row in _graph(stages, gaps, messenger) if any(gaps.values()) else ():
             if row["error"]:
-                raise _decoded(row["error"])
+                raise decoded(row["error"])
             scored[row["teacher"]] += int(row["scored"])
             if integrator is not None and row["corpus"] == 0:
                 waiting[row["shard"]] -= 1
@@ -228,20 +160,9 @@ def run_graph(
     return dict(scored), integrator.done if integrator is not None else None
 
 
-def _encoded(error: UserError) -> str:
-    """An error that the user can mend, as a row: Ray would retry an exception, and lose its type on the way."""
-    return json.dumps([type(error).__name__, str(error)])
-
-
-def _decoded(text: str) -> UserError:
-    kind, message = json.loads(text)
-    made: UserError = getattr(errors, kind)(message)
-    return made
-
-
 def _graph(
-    stages: Sequence[tuple[ScoringTask, PoolPlan]],
-    gaps: dict[str, list[tuple[int, int]]],
+    stages: Sequence[tuple[PoolPlan, Sequence[ScoringTask]]],
+    gaps: Mapping[str, Sequence[tuple[int, int]]],
     messenger: Messenger,
 ) -> Iterable[dict[str, Any]]:
     """Rows as they are finished: teacher, corpus, shard, scored (rows), error."""
@@ -254,31 +175,66 @@ def _graph(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     if "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S" not in os.environ:
         context.execution_no_progress_timeout_s = _STUCK_AFTER_S
-    branches = [_branch(task, pool, gaps[task.name], messenger) for task, pool in stages if gaps[task.name]]
+    branches = [
+        _branch(pool, crew, gaps, messenger) for pool, crew in stages if any(gaps[task.name] for task in crew)
+    ]
     yield from (branches[0].union(*branches[1:]) if len(branches) > 1 else branches[0]).iter_rows()
 
 
-def _branch(task: ScoringTask, pool: PoolPlan, gaps: list[tuple[int, int]], messenger: Messenger) -> Any:
-    """One teacher's shards through its pool."""
+def _branch(
+    pool: PoolPlan,
+    crew: Sequence[ScoringTask],
+    gaps: Mapping[str, Sequence[tuple[int, int]]],
+    messenger: Messenger,
+) -> Any:
+    """The shards of a pool's teachers through its actors."""
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    items = [{"teacher": task.name, "corpus": corpus, "shard": shard} for corpus, shard in gaps]
+    items = turns({task.name: gaps[task.name] for task in crew}, pool.max_actors)
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     if pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
     if pool.accelerator_type:
         options["accelerator_type"] = pool.accelerator_type
+    # a crew's actor has one teacher in memory, and so one row of the graph in hand
+    at_once = SHARDS_AT_ONCE if len(crew) == 1 else 1
+    most = max(pool.min_actors, min(pool.max_actors, len(items)))
     return ray.data.from_items(items, override_num_blocks=min(len(items), _MOST_BLOCKS)).map_batches(
         TeacherStage,
-        fn_constructor_args=(task, pool.threads, messenger),
+        fn_constructor_args=(crew, pool.threads, messenger),
         batch_size=1,
         compute=ActorPoolStrategy(
             min_size=pool.min_actors,
-            max_size=max(pool.max_actors, pool.min_actors),
-            max_concurrent_calls_per_actor=_SHARDS_AT_ONCE,
-            max_tasks_in_flight_per_actor=_SHARDS_AT_ONCE + 1,
+            max_size=most,
+            initial_size=min(pool.initial_actors, most),
+            max_concurrent_calls_per_actor=at_once,
+            max_tasks_in_flight_per_actor=at_once + 1,
             enable_true_multi_threading=True,
         ),
         **options,
     )
+
+
+def turns(gaps: Mapping[str, Sequence[tuple[int, int]]], actors: int) -> list[dict[str, Any]]:
+    """Rows of the graph: a teacher, a corpus, and shards of it as JSON.
+
+    One teacher's shards go one by one. Of several teachers, as many of one go together as can without leaving other
+    actors idle at the end: whoever takes them loads the teacher once.
+
+    Args:
+        gaps: (corpus, shard) pairs to score, by teacher.
+    """
+    shards = sum(map(len, gaps.values()))
+    together = 1 if len(gaps) == 1 else min(max(1, shards // (_TURNS * actors)), _MOST_SHARDS)
+    rows = []
+    for teacher, pairs in gaps.items():
+        by_corpus: dict[int, list[int]] = {}
+        for corpus, shard in pairs:
+            by_corpus.setdefault(corpus, []).append(shard)
+        for corpus, missing in by_corpus.items():
+            rows += [
+                {"teacher": teacher, "corpus": corpus, "shards": json.dumps(missing[i : i + together])}
+                for i in range(0, len(missing), together)
+            ]
+    return rows

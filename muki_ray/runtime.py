@@ -9,8 +9,8 @@ import logging
 import os
 import socket
 import threading
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -27,12 +27,17 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 import ray  # noqa: E402
+from ray._private.state import state  # noqa: E402
 from ray._private.utils import read_ray_address  # noqa: E402
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noqa: E402
 
 from muki_ray.errors import ResourceError, UserError  # noqa: E402
+from muki_ray.planning import total  # noqa: E402
 
 _log = logging.getLogger("muki_ray")
+
+# of one group: more nodes than this change no plan
+_MOST_ADDED = 1000
 
 
 @dataclass(frozen=True)
@@ -43,23 +48,67 @@ class Cluster:
         resources: of all nodes together, by name (`CPU`, `GPU`).
         may_grow: it is not one that this process started, so an autoscaler may add nodes.
         nodes: resources of each node; what one actor asks for has to fit one of them.
+        may_add: of each node that the autoscaler may add, where it says so.
     """
 
     resources: dict[str, float]
     may_grow: bool
     nodes: tuple[dict[str, float], ...] = ()
+    may_add: tuple[dict[str, float], ...] = ()
+
+    @property
+    def reach(self) -> dict[str, float]:
+        """Resources once all nodes are there that may come."""
+        return total([self.resources, *self.may_add])
+
+    @property
+    def places(self) -> tuple[dict[str, float], ...]:
+        """Nodes that are there or may come."""
+        return (*self.nodes, *self.may_add)
 
     def is_here(self, gpus: float) -> bool:
         """Whether work that asks for so many GPUs may as well run in this process.
 
         This process sees every GPU of the machine: it is the right place only if one is to be used, or there is none.
         """
-        return not self.may_grow and (gpus > 0) == (self.resources.get("GPU", 0) > 0)
+        return not self.may_grow and (gpus > 0) == (self.reach.get("GPU", 0) > 0)
 
 
 def _cluster(may_grow: bool) -> Cluster:
     nodes = tuple(dict(node["Resources"]) for node in ray.nodes() if node["Alive"])
-    return Cluster(ray.cluster_resources(), may_grow, nodes)
+    return Cluster(ray.cluster_resources(), may_grow, nodes, _may_add(nodes) if may_grow else ())
+
+
+def _may_add(nodes: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], ...]:
+    """Nodes that an autoscaler may still add, where it has told Ray of its groups; empty where nobody knows."""
+    config = state.get_cluster_config()
+    if config is None:
+        return ()
+    groups = [(dict(group.resources), group.max_count) for group in config.node_group_configs]
+    return missing_nodes(nodes, groups)
+
+
+def missing_nodes(
+    nodes: Sequence[Mapping[str, float]], groups: Sequence[tuple[Mapping[str, float], int]]
+) -> tuple[dict[str, float], ...]:
+    """Nodes of groups (resources of one, most of them; below 0: no end) that are not there yet.
+
+    A node belongs to the first group with its CPUs, GPUs and kinds of GPU; Ray does not say which it came from.
+    """
+    there = Counter(_kind(node) for node in nodes)
+    missing: list[dict[str, float]] = []
+    for resources, most in groups:
+        kind = _kind(resources)
+        present = min(there[kind], most) if most >= 0 else there[kind]
+        there[kind] -= present
+        count = _MOST_ADDED if most < 0 else most - present
+        missing += [dict(resources)] * min(count, _MOST_ADDED)
+    return tuple(missing)
+
+
+def _kind(resources: Mapping[str, float]) -> tuple[float, float, frozenset[str]]:
+    types = frozenset(name for name in resources if name.startswith("accelerator_type:"))
+    return resources.get("CPU", 0.0), resources.get("GPU", 0.0), types
 
 
 @contextmanager

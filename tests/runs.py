@@ -14,6 +14,7 @@ from muki_ray.pipeline import ScoringTask, scoring_task
 from muki_ray.runtime import connected
 from muki_ray.store import Folder, RunFolder
 from muki_ray.tracking import Tracker
+from muki_ray.workflow.plan import draw_up
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from muki_ray.workflow.run import Run
 from muki_ray.workflow.score import score_and_integrate
@@ -74,5 +75,5 @@ def score_only(wanted: IntegrateConfig) -> tuple[dict[str, int], Folder, dict[st
     run = Run(wanted, folder, specs, space, student, read_corpora(wanted, folder, space), Tracker())
     with connected() as cluster:
         tasks = [scoring_task(spec.resolved(False), wanted.method, run.corpora, folder) for spec in specs]
-        supervision, facts = score_and_integrate(run, tasks, cluster)
+        supervision, facts = score_and_integrate(run, draw_up(wanted, tasks, cluster))
     return run.metrics["rows"]["scored"], supervision, facts, tasks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -26,9 +27,10 @@ from muki_ray.cotraining import score_view
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate
 from muki_ray.learned import Rows, learn, sample
-from muki_ray.pipeline import TeacherStage, finish_evidence, run_graph, score
+from muki_ray.pipeline import finish_evidence, run_graph, score, turns
 from muki_ray.planning import PoolPlan
 from muki_ray.runtime import listening
+from muki_ray.stage import TeacherStage
 from muki_ray.store import MANIFEST, Folder, RunFolder, part_name
 from muki_ray.tasks import IntegrationTask, ScoringTask, scoring_task
 from muki_ray.teachers.evidence import to_table
@@ -142,7 +144,7 @@ def tasks_in(root: Path, run: Path, corpus: Path) -> list[ScoringTask]:
 
 
 def pool(name: str) -> PoolPlan:
-    return PoolPlan(name, 0.5, 0.0, None, 1, 1, 1)
+    return PoolPlan((name,), 0.5, 0.0, None, 1, 1, 1, 1)
 
 
 class Silence:
@@ -155,8 +157,12 @@ class Silence:
         self.rows += content[1]
 
 
-def row(corpus: int, shard: int) -> dict[str, np.ndarray]:
-    return {"teacher": np.array(["one"]), "corpus": np.array([corpus]), "shard": np.array([shard])}
+def row(corpus: int, *shards: int, teacher: str = "one") -> dict[str, np.ndarray]:
+    return {
+        "teacher": np.array([teacher]),
+        "corpus": np.array([corpus]),
+        "shards": np.array([json.dumps(shards)]),
+    }
 
 
 def test_shards_of_one_actor_at_the_same_time(
@@ -165,7 +171,7 @@ def test_shards_of_one_actor_at_the_same_time(
     """Two calls at once, as Ray makes them: the same bytes, every shard once, one thread at the model."""
     (there, _), (task, _) = tasks_in(root, finished[1], finished[0]), tasks_in(root, tmp_path, finished[0])
     silence = Silence()
-    stage = TeacherStage(task, 1, silence)  # type: ignore[arg-type]
+    stage = TeacherStage([task], 1, silence)  # type: ignore[arg-type]
     assert stage.engine.submit(torch.get_num_threads).result() == 1
     with ThreadPoolExecutor(2) as callers:
         results = list(callers.map(lambda shard: stage(row(0, shard)), range(6)))
@@ -177,6 +183,56 @@ def test_shards_of_one_actor_at_the_same_time(
     again = stage(row(0, 3))
     assert (int(again["scored"][0]), again["error"][0]) == (0, "")
     assert silence.rows == ROWS
+
+
+def test_an_actor_of_several_teachers_takes_them_in_turn(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path
+) -> None:
+    there, tasks = tasks_in(root, finished[1], finished[0]), tasks_in(root, tmp_path, finished[0])
+    stage = TeacherStage(tasks, 1, Silence())  # type: ignore[arg-type]
+    loaded = []
+    for teacher, shards in (("two", (0, 1)), ("two", (2,)), ("one", (5, 0)), ("two", (3, 4, 5))):
+        result = stage(row(0, *shards, teacher=teacher))
+        assert result["shard"].tolist() == list(shards)
+        assert result["scored"].tolist() == [4 if shard == 5 else 8 for shard in shards]
+        assert set(result["teacher"]) == {teacher}
+        assert set(result["error"]) == {""}
+        assert stage.turn is not None
+        loaded.append(id(stage.turn[1]))
+    assert loaded[0] == loaded[1] != loaded[2] != loaded[3]
+    for task, whole in zip(tasks, there, strict=True):
+        for name in task.folders[0].names():
+            assert task.folders[0].read_bytes(name) == whole.folders[0].read_bytes(name)
+    assert [len(task.missing()) for task in tasks] == [4, 0]
+
+
+def test_teachers_in_turns_say_the_same(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
+    """One pool of two actors for both, as where there is no room for two pools."""
+    there, tasks = tasks_in(root, finished[1], finished[0]), tasks_in(root, tmp_path, finished[0])
+    crew = PoolPlan(("one", "two"), 0.5, 0.0, None, 1, 2, 1, 2)
+    with listening(lambda kind, content: None) as messenger:
+        assert score(tasks, [[crew]], messenger) == {"one": ROWS, "two": ROWS}
+    finish_evidence(tasks)
+    for task, whole in zip(tasks, there, strict=True):
+        for name in whole.folders[0].names():
+            assert task.folders[0].read_bytes(name) == whole.folders[0].read_bytes(name)
+
+
+def test_turns() -> None:
+    def shards(rows: list[dict[str, Any]]) -> list[tuple[str, int, list[int]]]:
+        return [(row["teacher"], row["corpus"], json.loads(row["shards"])) for row in rows]
+
+    gaps = [(0, shard) for shard in range(5)]
+    assert shards(turns({"a": gaps}, 4)) == [("a", 0, [shard]) for shard in range(5)]
+    assert turns({"a": []}, 1) == []
+    # 24 shards, two actors, eight rows each: one shard a row would do; 48 shards: three
+    small = turns({name: [*gaps, (1, 0)] for name in "abcd"}, 2)
+    assert shards(small)[:2] == [("a", 0, [0]), ("a", 0, [1])]
+    many = shards(turns({f"t{i}": [*gaps, (1, 7)] for i in range(16)}, 4))
+    assert many[:3] == [("t0", 0, [0, 1, 2]), ("t0", 0, [3, 4]), ("t0", 1, [7])]
+    assert len(many) == 16 * 3
+    long = turns({name: [(0, shard) for shard in range(10_000)] for name in "ab"}, 1)
+    assert max(len(found) for _, _, found in shards(long)) == 64
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,32 @@ def test_where_work_may_run(resources: dict[str, float], may_grow: bool, gpus: f
     assert Cluster(resources, may_grow).is_here(gpus) is here
 
 
+_A100 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0}
+_L4 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "groups", "missing"),
+    [
+        ([{"CPU": 2.0}], [], []),
+        ([{"CPU": 2.0}], [({"CPU": 2.0}, 3)], [{"CPU": 2.0}] * 2),
+        ([{"CPU": 2.0, "memory": 1e9}, _A100], [(_L4, 1), (_A100, 2)], [_L4, _A100]),
+        ([_A100, _A100, _A100], [(_A100, 2), (_A100, 2)], [_A100]),  # more than the first group may have
+        ([_A100], [(_A100, 1)], []),
+        ([], [({"CPU": 1.0}, -1)], [{"CPU": 1.0}] * 1000),
+    ],
+)
+def test_nodes_that_an_autoscaler_may_still_add(nodes: Any, groups: Any, missing: Any) -> None:
+    assert list(runtime.missing_nodes(nodes, groups)) == missing
+
+
+def test_reach() -> None:
+    cluster = Cluster({"CPU": 2.0}, True, ({"CPU": 2.0},), (_A100, _L4))
+    assert (cluster.reach["CPU"], cluster.reach["GPU"]) == (18.0, 2.0)
+    assert len(cluster.places) == 3
+    assert not cluster.is_here(0)
+
+
 def test_a_cluster_that_is_gone_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

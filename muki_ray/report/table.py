@@ -5,7 +5,7 @@ Pure: knows the dict that `muki_ray.evaluation.evaluate_run` returns, and nothin
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,13 +61,23 @@ def results_table(metrics: Mapping[str, Any]) -> str:
     rows = [row.cells() for row in result_rows(metrics)]
     if not rows:
         return ""
-    widths = [max(len(cells[column]) for cells in [HEADER, *rows]) for column in range(len(HEADER))]
+    header, *lines = aligned(HEADER, rows)
+    return "\n".join([header, "  ".join("-" * width for width in _widths(HEADER, rows)), *lines])
+
+
+def aligned(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines whose first column begins, and whose other columns end, at the same place."""
+    widths = _widths(header, rows)
 
     def line(cells: tuple[str, ...]) -> str:
         numbers = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
         return "  ".join([cells[0].ljust(widths[0]), *numbers])
 
-    return "\n".join([line(HEADER), "  ".join("-" * width for width in widths), *map(line, rows)])
+    return [line(cells) for cells in (header, *rows)]
+
+
+def _widths(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[int]:
+    return [max(len(cells[column]) for cells in (header, *rows)) for column in range(len(header))]
 
 
 def _row(kind: Kind, name: str, values: Mapping[str, Any]) -> ResultRow:

@@ -6,6 +6,7 @@ give wrong evidence. `load` runs where the evidence is computed. Knows Transform
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -33,6 +34,9 @@ from muki_ray.teachers.checks import (
     usable_length,
 )
 from muki_ray.teachers.spec import TeacherSpec, resolve_dtype
+
+# what a model's configuration says that changes no speed
+_NAMES = {"id2label", "label2id", "num_labels", "problem_type", "finetuning_task", "_name_or_path", "transformers_version"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,12 +95,18 @@ def inspect(config: TeacherConfig) -> TeacherSpec:
         labels=labels,
         max_length=usable_length(config.max_length, tokenizer, empty, what),
         content=_content(folder, adapter),
+        kind=_kind(model_config, adapter),
         dtype=config.dtype,
     )
 
 
 def _content(folder: Path, adapter: Adapter | None) -> str:
     return fingerprint([hub.content_hash(folder), adapter.content_hash if adapter else None])
+
+
+def _kind(model_config: Any, adapter: Adapter | None) -> str:
+    shape = json.loads(model_config.to_json_string(use_diff=False))
+    return fingerprint([{name: shape[name] for name in sorted(set(shape) - _NAMES)}, adapter is not None])
 
 
 def load(spec: TeacherSpec, device: str) -> LoadedClassifier:

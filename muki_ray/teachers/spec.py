@@ -22,6 +22,7 @@ class TeacherSpec:
         labels: names in the union, in the order of the logits.
         max_length: tokens kept of a text.
         content: digest of weights, configuration and tokenizer.
+        kind: digest of what decides its speed: teachers of one kind differ in weights and labels alone.
         dtype: what the weights are run in; `auto` until `resolved`.
     """
 
@@ -34,6 +35,7 @@ class TeacherSpec:
     labels: TeacherLabels
     max_length: int
     content: str
+    kind: str
     dtype: Dtype
 
     @property

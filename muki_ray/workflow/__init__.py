@@ -5,24 +5,33 @@ Each stage leaves its result in the run folder under a fingerprint; a stage whos
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from muki_ray import filesystem as locations
 from muki_ray.config import IntegrateConfig, to_yaml
+from muki_ray.corpus import Corpus
 from muki_ray.errors import ConfigError
+from muki_ray.labels import LabelSpace
 from muki_ray.learned import Learned
-from muki_ray.pipeline import scoring_task
+from muki_ray.pipeline import ScoringTask, scoring_task
 from muki_ray.planning import on_gpu
+from muki_ray.progress import say
+from muki_ray.report.plan import plan_lines
 from muki_ray.runtime import Cluster, connected
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import RunFolder
 from muki_ray.student.export import exported
+from muki_ray.teachers.spec import TeacherSpec
 from muki_ray.tracking import open_tracker
 from muki_ray.workflow.conclude import conclude
 from muki_ray.workflow.learn import train
+from muki_ray.workflow.plan import WORTH_MEASURING, Plan, draw_up, measured
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from muki_ray.workflow.run import Run, RunResult
 from muki_ray.workflow.score import corpus_facts, score_and_integrate
 
-__all__ = ["RunResult", "evaluate", "integrate"]
+__all__ = ["PlanResult", "RunResult", "evaluate", "integrate", "plan"]
 
 
 def integrate(config: IntegrateConfig) -> RunResult:
@@ -52,6 +61,44 @@ def evaluate(config: IntegrateConfig) -> RunResult:
             f"no finished student at {student.location!r}; run integrate with this configuration first"
         )
     return _execute(config, may_train=False)
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What a run would do; `summary` is for people."""
+
+    plan: Plan
+    summary: str
+
+
+def plan(config: IntegrateConfig) -> PlanResult:
+    """What `integrate` would do and what scoring would cost, after a short look at each kind of teacher.
+
+    Reads the corpus into the run folder, as `integrate` would; writes nothing else there.
+
+    Raises:
+        UserError: something the user can mend.
+    """
+    config = settled(config)
+    specs, space, _ = inspect_all(config)
+    corpora = read_corpora(config, RunFolder(config.output), space)
+    with connected() as cluster:
+        drawn = measured(draw_up(config, _tasks(config, specs, corpora, cluster), cluster))
+        return PlanResult(drawn, "\n".join(_lines(drawn, space, cluster)))
+
+
+def _tasks(
+    config: IntegrateConfig, specs: Sequence[TeacherSpec], corpora: Sequence[Corpus], cluster: Cluster
+) -> list[ScoringTask]:
+    resolved = [
+        spec.resolved(on_gpu(teacher.resources, cluster.reach))
+        for spec, teacher in zip(specs, config.teachers, strict=True)
+    ]
+    return [scoring_task(spec, config.method, corpora, RunFolder(config.output)) for spec in resolved]
+
+
+def _lines(drawn: Plan, space: LabelSpace, cluster: Cluster) -> list[str]:
+    return list(plan_lines(drawn, space, cluster.resources, len(cluster.may_add)))
 
 
 def _execute(config: IntegrateConfig, may_train: bool) -> RunResult:
@@ -85,12 +132,15 @@ def _record_inputs(run: Run) -> None:
 
 def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     config = run.config
-    specs = [
-        s.resolved(on_gpu(t.resources, cluster.resources))
-        for s, t in zip(run.specs, config.teachers, strict=True)
-    ]
-    tasks = [scoring_task(spec, config.method, run.corpora, run.folder) for spec in specs]
-    supervision, facts = score_and_integrate(run, tasks, cluster)
+    tasks = _tasks(config, run.specs, run.corpora, cluster)
+    drawn = draw_up(config, tasks, cluster)
+    if sum(drawn.to_score.values()) >= WORTH_MEASURING:
+        drawn = measured(drawn)
+    lines = _lines(drawn, run.space, cluster)
+    for line in lines:
+        say(line)
+    run.tracker.text("plan.txt", "\n".join(lines) + "\n")
+    supervision, facts = score_and_integrate(run, drawn)
     statistics = CorpusStatistics.from_json(facts["statistics"])
     run.metrics["rows"] = {
         "in": run.corpus.rows_in,

@@ -55,7 +55,7 @@ def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Clust
     test = run.config.corpus.test
     assert test is not None
     with _spoken("evaluating"):
-        cpus, gpus = worker_cpus(run.config.training, cluster.resources, cluster.nodes)
+        cpus, gpus = worker_cpus(run.config.training, cluster.reach, cluster.places)
         classifiers = [Classifier("student", run.folder.student.location, run.student.max_length)]
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()

@@ -28,7 +28,7 @@ _CURVE_EVERY_S = 5.0
 def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
     """Train the student, unless it is there already; returns the training's name."""
     config = run.config
-    cpus, gpus = worker_cpus(config.training, cluster.resources, cluster.nodes)
+    cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
     split = plan_split(folder, facts["rows_per_part"], config.training.validation, config.training.seed)
     scale = facts["weight_mean"] if config.method.weights == "normalize" else 1.0
     supervision = Supervision(folder, tuple(facts["rows_per_part"]), split, scale)
@@ -97,12 +97,12 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
                     f"held-out KL {content['held_out_kl']:.4f}"
                 )
 
-        _, gpus = worker_cpus(training, cluster.resources, cluster.nodes)
+        _, gpus = worker_cpus(training, cluster.reach, cluster.places)
         storage = run.folder.checkpoints
         if training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(storage):
             with heard_here(handle) as send:
                 return train_here(job, name, storage, send, cuda=gpus > 0)
         with listening(handle) as messenger:
             return train_student(
-                job, name, storage, cluster.resources, cluster.may_grow, messenger, cluster.nodes
+                job, name, storage, cluster.reach, cluster.may_grow, messenger, cluster.places
             )

@@ -9,7 +9,6 @@ from typing import Any
 from muki_ray.learned import must_learn
 from muki_ray.pipeline import (
     IntegrationTask,
-    ScoringTask,
     finish_evidence,
     finish_supervision,
     learn_from_corpus,
@@ -17,37 +16,25 @@ from muki_ray.pipeline import (
     score,
     supervision_folder,
 )
-from muki_ray.planning import plan_waves
 from muki_ray.progress import Progress
-from muki_ray.runtime import Cluster, listening
+from muki_ray.runtime import listening
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
+from muki_ray.workflow.plan import Plan
 from muki_ray.workflow.run import Run
 
 
-def score_and_integrate(
-    run: Run, tasks: list[ScoringTask], cluster: Cluster
-) -> tuple[Folder, dict[str, Any]]:
+def score_and_integrate(run: Run, plan: Plan) -> tuple[Folder, dict[str, Any]]:
     """Evidence and supervision, from the store where they are there."""
-    config = run.config
-    missing = {task.name: task.missing() for task in tasks}
-    waiting = [t for t in config.teachers if missing[t.name]]
-    rows = {
-        task.name: sum(task.corpora[c].rows_per_part[shard] for c, shard in missing[task.name])
-        for task in tasks
-    }
+    config, tasks, waves = run.config, list(plan.tasks), plan.waves
     total = sum(c.rows_out for c in run.corpora) * len(tasks)
-    waves = (
-        plan_waves(waiting, cluster.resources, may_grow=cluster.may_grow, nodes=cluster.nodes)
-        if waiting
-        else []
-    )
+    waiting = sum(rows > 0 for rows in plan.to_score.values())
     folder = supervision_folder(tasks, run.space, config.method, run.folder)
     facts = folder.manifest()
     began = time.monotonic()
-    reused = total - sum(rows.values())
+    reused = total - sum(plan.to_score.values())
     done = reused
-    with Progress(f"scoring ({len(waiting)} of {len(tasks)} teachers)", total, skip=reused) as progress:
+    with Progress(f"scoring ({waiting} of {len(tasks)} teachers)", total, skip=reused) as progress:
 
         def handle(kind: str, content: Any) -> None:
             nonlocal done

@@ -21,8 +21,8 @@ def teachers(count: int, **resources: Any) -> list[TeacherConfig]:
     return [teacher(f"t{i}", **resources) for i in range(count)]
 
 
-def names(waves: list[list[PoolPlan]]) -> list[list[str]]:
-    return [[pool.teacher for pool in wave] for wave in waves]
+def names(waves: list[list[PoolPlan]]) -> list[list[tuple[str, ...]]]:
+    return [[pool.teachers for pool in wave] for wave in waves]
 
 
 def shape(waves: list[list[PoolPlan]]) -> list[int]:
@@ -48,10 +48,9 @@ def test_one_teacher_has_the_machine_to_itself() -> None:
     assert (pool.num_cpus, pool.threads) == (0.8, 1)
 
 
-def test_more_teachers_than_cpus() -> None:
-    waves = plan_waves(teachers(10), {"CPU": 2}, may_grow=False)
-    assert names(waves) == [["t0", "t1"], ["t2", "t3"], ["t4", "t5"], ["t6", "t7"], ["t8", "t9"]]
-    assert {p.num_cpus for wave in waves for p in wave} == {0.9}
+def test_more_teachers_than_cpus_take_turns() -> None:
+    ((pool,),) = plan_waves(teachers(10), {"CPU": 2}, may_grow=False)
+    assert pool == PoolPlan(tuple(f"t{i}" for i in range(10)), 0.9, 0.0, None, 1, 2, 1, 2)
 
 
 def test_free_cpus_become_more_actors() -> None:
@@ -77,10 +76,25 @@ def test_light_tasks_grow_with_the_cluster(cpus: float, at_once: int) -> None:
 # -- GPUs ------------------------------------------------------------------------------------------------
 
 
-def test_more_teachers_than_gpus() -> None:
-    waves = plan_waves(teachers(4), {"CPU": 16, "GPU": 2}, may_grow=False)
-    assert names(waves) == [["t0", "t1"], ["t2", "t3"]]
-    assert {(p.num_gpus, p.num_cpus, p.max_actors) for wave in waves for p in wave} == {(1.0, 1.0, 1)}
+def test_more_teachers_than_gpus_take_turns() -> None:
+    ((pool,),) = plan_waves(teachers(4), {"CPU": 16, "GPU": 2}, may_grow=False)
+    assert pool == PoolPlan(("t0", "t1", "t2", "t3"), 1.0, 1.0, None, 1, 2, 1, 2)
+
+
+def test_only_teachers_that_ask_for_the_same_take_turns() -> None:
+    """Two GPUs; whole ones for t0, t2 and t4, a half for the others."""
+    wanted = [teacher(f"t{i}", num_gpus=1 if i % 2 == 0 else 0.5) for i in range(6)]
+    (wave,) = plan_waves(wanted, {"CPU": 16, "GPU": 2}, may_grow=False)
+    assert [(p.teachers, p.num_gpus, p.max_actors) for p in wave] == [
+        (("t0", "t2", "t4"), 1.0, 1),
+        (("t1", "t3", "t5"), 0.5, 2),
+    ]
+
+
+def test_what_does_not_fit_beside_the_others_waits_for_the_next_wave() -> None:
+    wanted = [teacher("a", num_cpus=2), teacher("b", num_cpus=3), teacher("c", num_cpus=2)]
+    waves = plan_waves(wanted, {"CPU": 4}, may_grow=False)
+    assert names(waves) == [[("a", "c")], [("b",)]]
 
 
 def test_free_gpus_become_more_actors() -> None:
@@ -95,18 +109,23 @@ def test_gpus_are_not_left_idle_for_want_of_cpus() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fraction", "gpus", "waves"),
+    ("fraction", "gpus", "actors"),
     [
-        (0.25, 1, [4, 4]),
-        (0.5, 2, [4, 4]),
-        (0.6, 2, [2, 2, 2, 2]),  # 1.2 of 2, but two of them do not fit one GPU
-        (2.0, 4, [2, 2, 2, 2]),
-        (2.0, 3, [1] * 8),
+        (0.25, 1, 4),
+        (0.5, 2, 4),
+        (0.6, 2, 2),  # 1.2 of 2, but two of them do not fit one GPU
+        (2.0, 4, 2),
+        (2.0, 3, 1),
     ],
 )
-def test_shared_and_several_gpus(fraction: float, gpus: int, waves: list[int]) -> None:
-    plans = plan_waves(teachers(8, num_gpus=fraction), {"CPU": 64, "GPU": gpus}, may_grow=False)
-    assert shape(plans) == waves
+def test_shared_and_several_gpus(fraction: float, gpus: int, actors: int) -> None:
+    ((pool,),) = plan_waves(teachers(8, num_gpus=fraction), {"CPU": 64, "GPU": gpus}, may_grow=False)
+    assert (len(pool.teachers), pool.min_actors, pool.initial_actors, pool.max_actors) == (
+        8,
+        1,
+        actors,
+        actors,
+    )
 
 
 def test_gpu_and_cpu_teachers_share_a_wave() -> None:
@@ -135,10 +154,17 @@ def test_explicit_resources_are_honoured() -> None:
     wanted = teacher(
         "t", num_cpus=3, num_gpus=1, accelerator_type="A100", min_actors=2, max_actors=5, threads=2
     )
-    ((pool,),) = plan_waves([wanted], {"CPU": 64, "GPU": 8}, may_grow=False)
-    assert pool == PoolPlan("t", 3.0, 1.0, "A100", 2, 5, 2)
-    ((pool,),) = plan_waves([wanted], {"CPU": 64, "GPU": 8}, may_grow=True)
-    assert pool.max_actors == 5
+    cluster = {"CPU": 64.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
+    for may_grow in (False, True):
+        ((pool,),) = plan_waves([wanted], cluster, may_grow=may_grow)
+        assert pool == PoolPlan(("t",), 3.0, 1.0, "A100", 2, 5, 2, 5)
+
+
+def test_a_maximum_holds_for_each_of_those_that_take_turns() -> None:
+    ((pool,),) = plan_waves(teachers(3, num_cpus=3, max_actors=1), {"CPU": 8}, may_grow=False)
+    assert (pool.teachers, pool.max_actors) == (("t0", "t1", "t2"), 2)
+    (wave,) = plan_waves(teachers(3, num_cpus=3, max_actors=1), {"CPU": 64}, may_grow=False)
+    assert [p.max_actors for p in wave] == [1, 1, 1]
 
 
 def test_small_explicit_actors_share_a_wave() -> None:
@@ -177,8 +203,7 @@ def test_more_than_a_machine_has(resources: dict[str, Any], cluster: dict[str, f
         plan_waves(wanted, cluster, may_grow=False)
     assert "\n" not in str(refusal.value)
     waves = plan_waves(wanted, cluster, may_grow=True)
-    assert [pool for wave in waves for pool in wave][-1].teacher == "big"
-    assert names(waves)[-1] == ["big"], "it waits for new nodes alone"
+    assert names(waves)[-1] == [("big",)], "it waits for new nodes alone"
 
 
 def test_the_message_says_what_is_there() -> None:
@@ -194,11 +219,49 @@ def test_the_message_says_what_is_there() -> None:
 
 
 def test_an_empty_cluster_that_may_grow() -> None:
-    waves = plan_waves(teachers(3), {}, may_grow=True)
-    assert names(waves) == [["t0"], ["t1"], ["t2"]]
-    for (pool,), _ in zip(waves, range(3), strict=True):
-        assert (pool.num_cpus, pool.threads, pool.min_actors) == (1.0, 1, 1)
-        assert pool.max_actors >= 100, "a pool that stays small would never make the cluster grow"
+    ((pool,),) = plan_waves(teachers(3), {}, may_grow=True)
+    assert (pool.teachers, pool.num_cpus, pool.threads) == (("t0", "t1", "t2"), 1.0, 1)
+    assert (pool.min_actors, pool.initial_actors) == (1, 1)
+    assert pool.max_actors >= 100, "a pool that stays small would never make the cluster grow"
+
+
+def test_those_that_wait_for_other_gpus_wait_together() -> None:
+    wanted = [
+        teacher(f"t{i}", num_gpus=1, accelerator_type=kind) for i, kind in enumerate(["A100", "L4", "A100"])
+    ]
+    assert names(plan_waves(wanted, {"CPU": 2}, may_grow=True)) == [[("t0", "t2"), ("t1",)]]
+    mixed = [teacher("g", num_gpus=1), *wanted]
+    assert names(plan_waves(mixed, {"CPU": 2}, may_grow=True)) == [[("g",)], [("t0", "t2"), ("t1",)]]
+
+
+_A100 = {"CPU": 8.0, "GPU": 1.0, "accelerator_type:A100": 1.0}
+_L4 = {"CPU": 4.0, "GPU": 1.0, "accelerator_type:L4": 1.0}
+
+
+def test_what_an_autoscaler_may_add_counts() -> None:
+    wanted = [teacher("a", num_gpus=1, accelerator_type="A100"), teacher("l"), teacher("m")]
+    (wave,) = plan_waves(wanted, {"CPU": 2}, may_grow=True, may_add=[_A100, _A100, _L4, _L4])
+    assert [(p.teachers, p.num_gpus, p.initial_actors) for p in wave] == [
+        (("a",), 1.0, 1),
+        (("l",), 1.0, 1),
+        (("m",), 1.0, 1),
+    ]
+    assert sum(p.max_actors for p in wave) == 4
+    ((pool,),) = plan_waves(teachers(9), {"CPU": 2}, may_grow=True, may_add=[_L4, _L4])
+    assert (len(pool.teachers), pool.num_gpus, pool.initial_actors, pool.max_actors) == (9, 1.0, 1, 2)
+
+
+def test_more_than_an_autoscaler_may_add_is_refused() -> None:
+    with pytest.raises(ResourceError, match="grown as far as it may"):
+        plan_waves(teachers(1, num_gpus=2), {"CPU": 2}, may_grow=True, may_add=[_L4, _L4])
+    with pytest.raises(
+        ResourceError, match=r"accelerator type 'H100', but this cluster, .* offers A100, L4;"
+    ):
+        plan_waves(
+            teachers(1, num_gpus=1, accelerator_type="H100"), {"CPU": 2}, may_grow=True, may_add=[_A100, _L4]
+        )
+    with pytest.raises(ResourceError, match="accelerator type 'L4', but this machine offers none;"):
+        plan_waves(teachers(1, num_gpus=1, accelerator_type="L4"), {"CPU": 2, "GPU": 1}, may_grow=False)
 
 
 def test_an_actor_fits_a_node() -> None:
@@ -208,7 +271,9 @@ def test_an_actor_fits_a_node() -> None:
     assert [p.num_cpus for p in wave] == [2.0] * 4
     ((pool,),) = plan_waves(teachers(1), {"CPU": 12}, may_grow=True, nodes=nodes)
     assert pool.num_cpus == 4.0
-    assert shape(plan_waves(teachers(4, num_cpus=3), {"CPU": 12}, may_grow=True, nodes=nodes)) == [3, 1]
+    assert shape(plan_waves(teachers(3, num_cpus=3), {"CPU": 12}, may_grow=True, nodes=nodes)) == [3]
+    ((pool,),) = plan_waves(teachers(4, num_cpus=3), {"CPU": 12}, may_grow=True, nodes=nodes)
+    assert (len(pool.teachers), pool.initial_actors) == (4, 3)
     with pytest.raises(ResourceError):
         plan_waves(teachers(1, num_cpus=5), {"CPU": 12}, may_grow=False, nodes=nodes)
 
@@ -275,7 +340,8 @@ def test_every_wave_fits_and_every_teacher_has_its_turn(
     except ResourceError:
         assert not may_grow
         return
-    assert [name for wave in names(waves) for name in wave] == [t.name for t in all_teachers]
+    served = [name for wave in names(waves) for pool in wave for name in pool]
+    assert sorted(served) == sorted(t.name for t in all_teachers)
     assert all(waves)
     for wave in waves:
         fits = all(
@@ -287,16 +353,15 @@ def test_every_wave_fits_and_every_teacher_has_its_turn(
         )
         assert fits or (may_grow and len(wave) == 1)
         for pool in wave:
-            assert 1 <= pool.min_actors <= pool.max_actors
+            assert 1 <= pool.min_actors <= pool.initial_actors <= pool.max_actors
             assert pool.num_cpus > 0 and pool.threads >= 1
             if not may_grow:
                 assert any(node["CPU"] >= pool.num_cpus and node["GPU"] >= pool.num_gpus for node in nodes)
 
 
 @given(cpus=st.integers(1, 256), count=st.integers(1, 300))
-def test_plain_teachers_fit_any_machine(cpus: int, count: int) -> None:
-    waves = plan_waves(teachers(count), {"CPU": cpus}, may_grow=False)
-    assert sum(shape(waves)) == count
-    assert len(waves) == -(-count // cpus), "as few waves as one CPU per teacher allows"
-    for wave in waves:
-        assert sum(p.num_cpus * p.max_actors for p in wave) <= cpus - 2 * LIGHT_TASK_CPUS + 1e-6
+def test_plain_teachers_fit_any_machine_at_once(cpus: int, count: int) -> None:
+    (wave,) = plan_waves(teachers(count), {"CPU": cpus}, may_grow=False)
+    assert sum(len(pool.teachers) for pool in wave) == count
+    assert sum(p.num_cpus * p.max_actors for p in wave) <= cpus - 2 * LIGHT_TASK_CPUS + 1e-6
+    assert sum(p.max_actors for p in wave) >= min(count, cpus), "no CPU without an actor"
