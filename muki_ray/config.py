@@ -422,6 +422,11 @@ class StudentConfig(Section):
 class TrainingConfig(Section):
     """How the student is trained, by Ray Train."""
 
+    start: Literal["after", "streaming"] = Field(
+        default="after",
+        description="after: all is scored; streaming: beside the scoring, from the first shards on, with epochs: 1. For a "
+        "corpus so large that once is enough, in random order: what is learned from it comes from its first shards",
+    )
     epochs: Count = 3
     batch_size: Count = Field(default=32, description="rows per optimizer step, over all workers")
     micro_batch_size: Count | None = Field(
@@ -455,6 +460,15 @@ class TrainingConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         default=3, description="worker failures survived before giving up"
     )
+
+    @model_validator(mode="after")
+    def _reads_once(self) -> TrainingConfig:
+        if self.start == "streaming" and self.epochs != 1:
+            raise ValueError(
+                f"start: streaming reads every row once, as it comes, so epochs must be 1, got {self.epochs}; "
+                "set epochs: 1, or start: after"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainingConfig:

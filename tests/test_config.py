@@ -188,6 +188,8 @@ BAD = [
         "student.init=''",
         r"^student\.init: is empty, got ''; give base, previous, or a finished student's folder",
     ),
+    ("training.start=streaming", r"^training: start: streaming .* epochs must be 1, got 3; set epochs: 1"),
+    ("training={start: soon, epochs: 1}", r"^training\.start: Input should be 'after' or 'streaming'"),
     ("output=' '", r"^output: is empty, got ' '; give the folder"),
     (
         "method.dropout={masks: per_element, early_stop: 0.1}",

@@ -53,7 +53,8 @@ class Job:
         supervision = toy.write(folder.supervision(labels).location, ROWS, targets=targets)
         student = settle_init(init, folder, inspect_student(config.student, 32))
         run = Run(config, folder, [], space, student, [], Tracker())
-        name = learn.train(run, supervision, {"rows_per_part": ROWS, "weight_mean": 1.0}, OURS)
+        facts = {"rows_per_part": ROWS, "weight_mean": 1.0}
+        name = learn.train(run, learn.reader(run, supervision, facts), OURS)
         if finished and exported(folder.student) != name:
             finish(folder.student, name, "", "", {"labels": list(space.names)})
         return load_file(folder.student.path("model.safetensors"))

@@ -123,7 +123,7 @@ class Supervision:
         rng = np.random.default_rng([seed & _MASK, epoch])
         waiting: list[pa.Table] = []
         rows = 0
-        order = rng.permutation(len(self.rows_per_part))
+        order = self._order(rng)
         for position, shard in enumerate(order):
             table = self._part(int(shard), held_out=False)
             waiting.append(table)
@@ -145,12 +145,15 @@ class Supervision:
 
     def held_out(self, batch_size: int, encode: Encode | None = None) -> Iterator[Batch]:
         """This worker's share of the held-out rows; `encode` as in `train`."""
-        tables = [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
-        table = pa.concat_tables(tables).combine_chunks()
+        table = pa.concat_tables(self._held_out()).combine_chunks()
         encoded = _encoded(table, encode)
         order = np.argsort(_lengths(table, encoded), kind="stable")[::-1]
         for start in range(0, len(table), batch_size):
             yield self._slice(table, order[start : start + batch_size], encoded)
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Shards in the order in which an epoch reads them."""
+        return rng.permutation(len(self.rows_per_part))
 
     def _part(self, shard: int, held_out: bool) -> pa.Table:
         table = self.folder.read_table(part_name(shard))
@@ -161,6 +164,9 @@ class Supervision:
             )
         mask = self.split.held_out(table["row_id"].to_numpy())
         return table.filter(pa.array(mask if held_out else ~mask))
+
+    def _held_out(self) -> list[pa.Table]:
+        return [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
 
     def _slice(self, table: pa.Table, take: NDArray[np.int64], encoded: Encoded | None) -> Batch:
         """This worker's rows of a global batch. A worker without any gets one row of weight 0: all must step."""

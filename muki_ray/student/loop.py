@@ -30,6 +30,8 @@ from muki_ray.teachers.loading import resolve_dtype
 
 STATE_FILE = "training_state.pt"
 _PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
+# a thread that reads ahead may wait for a shard that never comes; it ends by itself once that is known
+_PATIENCE_S = 5.0
 # steps between two looks at the loss: each makes a GPU wait for all that it was given
 _LOOK = 16
 # traced to capture the student's forward pass; two rows of unequal length, so that padding is seen
@@ -92,14 +94,15 @@ def run(job: TrainingJob, world: World) -> None:
     steps = data.steps(settings.batch_size)
     trainer = _Trainer(model, tokenizer, job, world, total_steps=steps * settings.epochs)
     start, best, bad = trainer.restore()
-    # read once: the held-out rows are few, the parts that they lie in are not
-    held_out_batches = list(data.held_out(settings.batch_size * 2, trainer.encode))
+    held_out_batches: list[Batch] = []
     for epoch in range(start, settings.epochs):
         if _patience_ended(settings, bad):
             break
         torch.manual_seed(settings.seed + 1000 * (epoch + 1) + world.rank)  # dropout; the same after a resume
         batches = data.train(epoch, settings.batch_size, settings.seed, trainer.encode)
         loss = trainer.epoch(batches, steps, epoch)
+        # read once: the held-out rows are few, the parts that they lie in are not. And late: a stream has them at its end
+        held_out_batches = held_out_batches or list(data.held_out(settings.batch_size * 2, trainer.encode))
         held_out = trainer.held_out_kl(held_out_batches)
         if not math.isfinite(held_out):
             raise StudentError(
@@ -270,7 +273,7 @@ class _Trainer:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_PATIENCE_S)
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
         """Token ids of rows, cut at the student's length, not padded."""

@@ -88,6 +88,8 @@ class RayWorld:
 def training_name(job: TrainingJob, supervision: str) -> str:
     """The run's name: what changes the result, not where it runs."""
     elsewhere = {"num_workers", "num_cpus", "num_gpus", "accelerator_type", "max_failures"}
+    if job.training.start == "after":  # as before there was another way
+        elsewhere |= {"start"}
     settings = job.training.model_dump(mode="json", exclude=elsewhere)
     content = [
         TRAINING_FORMAT,
