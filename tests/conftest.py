@@ -13,10 +13,14 @@ os.environ.update(
         "RAY_AUTH_MODE": "disabled",
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_BACKEND_LOG_LEVEL": "fatal",
+        "RAY_worker_niceness": "0",  # or workers starve beside whatever else the machine does
         "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "120",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        # what Ray's processes inherit; recognisable, so that a leak shows
+        "AWS_ACCESS_KEY_ID": "AKIDENVIRONMENT",
+        "AWS_SECRET_ACCESS_KEY": "q7ENVs3cr3tw0rd",
     }
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from muki_ray import filesystem as locations
 from muki_ray.store import Folder
-from muki_ray.student.loop import STATE_FILE
+from muki_ray.student.loop import METRICS_FILE, STATE_FILE
 
 # its last version is written last: names the training that the folder came from, so that a second run need not train again
 MARKER = "muki_ray.json"
@@ -63,7 +63,7 @@ def export(checkpoint: str, student: Folder, previous: str | None = None) -> Non
         info.base_name
         for info in from_fs.get_file_info(fs.FileSelector(from_path))
         if info.type == fs.FileType.File
-        and info.base_name not in (STATE_FILE, MARKER)
+        and info.base_name not in (STATE_FILE, METRICS_FILE, MARKER)
         and not info.base_name.startswith(".")
     ]
     copy_files(checkpoint, wanted, student)

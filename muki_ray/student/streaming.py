@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from muki_ray import filesystem as locations
 from muki_ray.errors import StudentError
 from muki_ray.store import Folder, part_name
 from muki_ray.student.data import Batch, Encode, Supervision
@@ -68,7 +67,7 @@ class Stream(Supervision):
         table = self._awaited(part_name(shard))
         if len(table) > self.rows_per_part[shard]:
             raise StudentError(
-                f"{locations.redact(self.folder.path(part_name(shard)))} has {len(table)} rows, its corpus has "
+                f"{self.folder.sub(part_name(shard)).shown} has {len(table)} rows, its corpus has "
                 f"{self.rows_per_part[shard]}; delete its folder and run again"
             )
         mask = self.split.held_out(table["row_id"].to_numpy())
@@ -96,7 +95,7 @@ class Stream(Supervision):
             # in this order: the last thing that a writer does may be to write this very shard
             if (self.watch is None or not self.watch.is_open()) and not self.folder.has(name):
                 raise StudentError(
-                    f"{locations.redact(self.folder.path(name))} is not there, and nobody writes it any more; run again"
+                    f"{self.folder.sub(name).shown} is not there, and nobody writes it any more; run again"
                 )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)

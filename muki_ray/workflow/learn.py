@@ -71,12 +71,12 @@ def train(
     student = run.folder.student
 
     def named(one: StudentSpec) -> str:
-        return training_name(replace(job, student=one), supervision.folder.location.rsplit("/", 1)[-1])
+        return training_name(replace(job, student=one), supervision.folder.name)
 
     job = replace(job, student=start(config.student.init, run.folder, run.student, named))
     name = named(job.student)
     if exported(student) == name:
-        say(f"training: reused, {student.location} is up to date")
+        say(f"training: reused, {student.shown} is up to date")
         return name
     if config.student.init != "base":
         say(_beginning(job.student, student))
@@ -89,7 +89,7 @@ def train(
 def _beginning(spec: StudentSpec, student: Folder) -> str:
     if spec.previous is not None:
         return f"training: starts from the student in {locations.redact(spec.previous.location)}"
-    return f"training: starts from the base model, for there is no finished student in {locations.redact(student.location)} yet"
+    return f"training: starts from the base model, for there is no finished student in {student.shown} yet"
 
 
 def trains_here(run: Run, cluster: Cluster) -> bool:

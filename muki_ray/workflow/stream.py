@@ -233,7 +233,9 @@ def _await(task: IntegrationTask, shard: int, scores: Future[Any], stop: threadi
         while not one.folders[0].has(name):
             over = scores.done()
             if over and not stop.is_set() and not one.folders[0].has(name):
-                raise StoreError(f"all is scored, but {one.folders[0].path(name)} is not there; run again")
+                raise StoreError(
+                    f"all is scored, but {one.folders[0].sub(name).shown} is not there; run again"
+                )
             if stop.wait(pause):
                 raise _StoppedError
             pause = min(2 * pause, _LONGEST_PAUSE_S)
