@@ -428,6 +428,10 @@ class TrainingConfig(Section):
         "corpus so large that once is enough, in random order: what is learned from it comes from its first shards",
     )
     epochs: Count = 3
+    checkpoint_steps: Count | None = Field(
+        default=None,
+        description="optimizer steps between two checkpoints within an epoch; default: 2,000 when streaming, else none but at its end",
+    )
     batch_size: Count = Field(default=32, description="rows per optimizer step, over all workers")
     micro_batch_size: Count | None = Field(
         default=None, description="rows per forward on one worker; default: no accumulation"
@@ -469,6 +473,11 @@ class TrainingConfig(Section):
                 "set epochs: 1, or start: after"
             )
         return self
+
+    @property
+    def steps_per_checkpoint(self) -> int | None:
+        """Optimizer steps after which a killed training goes on within an epoch; None: only after whole ones."""
+        return self.checkpoint_steps or (2_000 if self.start == "streaming" else None)
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainingConfig:

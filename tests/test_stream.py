@@ -190,7 +190,7 @@ def test_on_a_cluster_the_student_has_a_place_of_its_own(
             else make(spec, *rest)
         ),
     )
-    wanted = config(root, tmp_path / "run")
+    wanted = config(root, tmp_path / "run", checkpoint_steps=4)
     result = workflow.integrate(wanted)
     assert begun == [False]
     rows = result.metrics["rows"]

@@ -44,18 +44,20 @@ class Stream(Supervision):
     watch: Watch | None = None
     kept: list[pa.Table] = field(default_factory=list, repr=False, compare=False)
 
-    def train(self, epoch: int, batch_size: int, seed: int, encode: Encode | None = None) -> Iterator[Batch]:
+    def train(
+        self, epoch: int, batch_size: int, seed: int, encode: Encode | None = None, skip: int = 0
+    ) -> Iterator[Batch]:
         """As of any supervision, but shards come in the corpus' order.
 
         Raises:
             StudentError: there was no row; or a shard never comes.
         """
         self.kept.clear()
-        rows = 0
-        for batch in super().train(epoch, batch_size, seed, encode):
-            rows += batch.rows
+        batches = skip
+        for batch in super().train(epoch, batch_size, seed, encode, skip):
+            batches += 1
             yield batch
-        if not rows:
+        if not batches:
             raise StudentError(
                 "no row of the corpus has a finite answer from every teacher; score them one by one to find which fails"
             )

@@ -20,7 +20,7 @@ from muki_ray.student.loop import run
 from muki_ray.student.streaming import Stream, first_weight_mean
 from tests.student import toy
 from tests.student.test_data import flat, ids
-from tests.student.test_loop import recorder
+from tests.student.test_loop import CPU, Resumable
 
 PARTS = [7, 0, 9, 5, 8]
 
@@ -129,18 +129,24 @@ def test_rows_that_were_set_aside_are_missing_and_none_too_many(tmp_path: Path) 
 
 
 def test_the_loop_trains_the_same_student_from_what_is_there_and_from_what_comes(tmp_path: Path) -> None:
-    job = toy.job(tmp_path, 40, epochs=1)
+    """And from what comes once more, after it was killed within the epoch."""
+    job = toy.job(tmp_path, 40, epochs=1, checkpoint_steps=2)
     plain = job.supervision
     there = Stream(plain.folder, plain.rows_per_part, plain.split, plain.weight_scale)
     target = Folder(str(tmp_path / "growing"))
     coming = replace(there, folder=target, watch=Writer(there.folder, target, last=2), kept=[])
     trained, metrics = [], []
     for name, stream in (("there", there), ("coming", coming)):
-        world = recorder(tmp_path / name)
+        if name == "coming":
+            with pytest.raises(KeyboardInterrupt):
+                run(replace(job, supervision=stream), Resumable(tmp_path / name, device=CPU, dies_at=2))
+            target.remove(target.names())
+            stream = replace(coming, watch=Writer(there.folder, target, last=2), kept=[])
+        world = Resumable(tmp_path / name, device=CPU)
         run(replace(job, supervision=stream), world)
         trained.append(load_file(tmp_path / name / "model.safetensors"))
         metrics.append(world.epochs)
-    assert metrics[0] == metrics[1] and metrics[0][0]["finished"]
+    assert metrics[0][1:] == metrics[1] and metrics[1][-1]["finished"]
     assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
 
