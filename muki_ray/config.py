@@ -406,6 +406,13 @@ class StudentConfig(Section):
 
     model: ModelName = Field(description="hub id, folder or URI of the base model")
     revision: str | None = None
+    init: Annotated[str, AfterValidator(_filled("give base, previous, or a finished student's folder"))] = (
+        Field(
+            default="base",
+            description="base: `model`; previous: the finished student of other teachers in `output`, if there is one; "
+            "else folder, URI or hub id of a finished student. A student brings its labels, joined by name",
+        )
+    )
     max_length: Count | None = Field(
         default=None, description="tokens; default: the largest of the teachers'"
     )
@@ -415,7 +422,16 @@ class StudentConfig(Section):
 class TrainingConfig(Section):
     """How the student is trained, by Ray Train."""
 
+    start: Literal["after", "streaming"] = Field(
+        default="after",
+        description="after: all is scored; streaming: beside the scoring, from the first shards on, with epochs: 1. For a "
+        "corpus so large that once is enough, in random order: what is learned from it comes from its first shards",
+    )
     epochs: Count = 3
+    checkpoint_steps: Count | None = Field(
+        default=None,
+        description="optimizer steps between two checkpoints within an epoch; default: 2,000 when streaming, else none but at its end",
+    )
     batch_size: Count = Field(default=32, description="rows per optimizer step, over all workers")
     micro_batch_size: Count | None = Field(
         default=None, description="rows per forward on one worker; default: no accumulation"
@@ -448,6 +464,20 @@ class TrainingConfig(Section):
     max_failures: Annotated[int, Field(ge=0)] = Field(
         default=3, description="worker failures survived before giving up"
     )
+
+    @model_validator(mode="after")
+    def _reads_once(self) -> TrainingConfig:
+        if self.start == "streaming" and self.epochs != 1:
+            raise ValueError(
+                f"start: streaming reads every row once, as it comes, so epochs must be 1, got {self.epochs}; "
+                "set epochs: 1, or start: after"
+            )
+        return self
+
+    @property
+    def steps_per_checkpoint(self) -> int | None:
+        """Optimizer steps after which a killed training goes on within an epoch; None: only after whole ones."""
+        return self.checkpoint_steps or (2_000 if self.start == "streaming" else None)
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainingConfig:

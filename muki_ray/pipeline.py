@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ from muki_ray.tasks import (
 __all__ = [
     "Integrated",
     "IntegrationTask",
+    "Integrator",
     "ScoringTask",
     "finish_evidence",
     "finish_supervision",
@@ -80,7 +82,7 @@ def learn_from_corpus(task: IntegrationTask) -> Learned:
     return learn(task.method, parts)
 
 
-class _Integrator:
+class Integrator:
     """Sends shards to integration as Ray tasks, a few at a time, and adds up what they say."""
 
     def __init__(self, task: IntegrationTask, at_once: int) -> None:
@@ -106,12 +108,15 @@ class _Integrator:
 
 
 def score(
-    tasks: Sequence[ScoringTask], waves: Sequence[Sequence[PoolPlan]], messenger: Messenger
+    tasks: Sequence[ScoringTask],
+    waves: Sequence[Sequence[PoolPlan]],
+    messenger: Messenger,
+    stop: threading.Event | None = None,
 ) -> dict[str, int]:
     """Run the teacher stages of all waves but do not integrate; see `run_graph`."""
     scored: Counter[str] = Counter()
     for wave in waves:
-        scored.update(run_graph(tasks, wave, None, messenger)[0])
+        scored.update(run_graph(tasks, wave, None, messenger, stop)[0])
     return dict(scored)
 
 
@@ -120,8 +125,12 @@ def run_graph(
     wave: Sequence[PoolPlan],
     integration: IntegrationTask | None,
     messenger: Messenger,
+    stop: threading.Event | None = None,
 ) -> tuple[dict[str, int], Integrated | None]:
     """Stream shards through one wave of teachers and, if given, on to integration.
+
+    Args:
+        stop: once set, no more than the next shard is waited for.
 
     Returns:
         Rows scored per teacher, and what the integrated shards add up to.
@@ -136,11 +145,13 @@ def run_graph(
     try:
         integrator = None
         if integration is not None:
-            integrator = _Integrator(integration, light_tasks(ray.cluster_resources()))
+            integrator = Integrator(integration, light_tasks(ray.cluster_resources()))
             # of each shard, the teachers whose evidence is still to come
             waiting = Counter(shard for pairs in gaps.values() for corpus, shard in pairs if corpus == 0)
             complete = [shard for shard in range(integration.shards) if shard not in waiting]
         for row in _graph(stages, gaps, messenger) if any(gaps.values()) else ():
+            if stop is not None and stop.is_set():
+                break
             if row["error"]:
                 raise decoded(row["error"])
             scored[row["teacher"]] += int(row["scored"])

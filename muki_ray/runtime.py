@@ -198,6 +198,9 @@ class _Mailbox:
     def put(self, kind: str, content: Any) -> None:
         self.messages.append((kind, content))
 
+    def answers(self) -> bool:
+        return True
+
     def take(self) -> list[tuple[str, Any]]:
         taken = list(self.messages)
         self.messages.clear()
@@ -214,6 +217,17 @@ class Messenger:
         """Tell the driver something. A lost mailbox is not the sender's problem."""
         with suppress(ray.exceptions.RayError):
             self.actor.put.remote(kind, content)
+
+    def is_open(self) -> bool:
+        """Whether the driver still listens; waits for the answer."""
+        try:
+            return bool(ray.get(self.actor.answers.remote()))
+        except ray.exceptions.RayError:
+            return False
+
+    def close(self) -> None:
+        """Listen no more: what is told from now on is lost, and whoever asks knows."""
+        ray.kill(self.actor)
 
 
 @contextmanager

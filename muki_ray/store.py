@@ -255,6 +255,10 @@ class RunFolder:
         """Where Ray Train keeps its state."""
         return locations.join(self.location, "checkpoints")
 
+    def previous(self, content: str) -> Folder:
+        """A copy of a student that a later one started from, by its digest."""
+        return Folder(locations.join(self.checkpoints, f"previous-{content}"))
+
     @property
     def student(self) -> Folder:
         """The product: a Hugging Face folder."""

@@ -17,7 +17,7 @@ from muki_ray.corpus import Corpus
 from muki_ray.errors import StoreError
 from muki_ray.hashing import row_hash
 from muki_ray.labels import LabelSpace
-from muki_ray.learned import Learned, Rows, Sample, most_rows, sample
+from muki_ray.learned import Learned, Rows, Sample, most_rows, must_learn, sample
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder, RunFolder, fingerprint, part_name
 from muki_ray.supervision import SUPERVISION_FORMAT, supervise
@@ -122,6 +122,7 @@ class IntegrationTask:
 
     Attributes:
         learned: what the method learned from the corpus; None where it compares scores as they are.
+        first: learn from so many first shards; None: from a sample of all.
     """
 
     tasks: tuple[ScoringTask, ...]
@@ -129,6 +130,7 @@ class IntegrationTask:
     method: AnyMethod
     folder: Folder
     learned: Learned | None = None
+    first: int | None = None
 
     @property
     def shards(self) -> int:
@@ -148,6 +150,8 @@ class IntegrationTask:
 
     def sampled_shards(self) -> list[int]:
         """Shards that the sample to learn from comes from."""
+        if self.first is not None:
+            return list(range(self.first))
         return np.unique(
             np.linspace(0, self.shards - 1, min(self.shards, _SAMPLE_SHARDS)).astype(int)
         ).tolist()
@@ -186,16 +190,37 @@ class Integrated:
         self.shards[shard] = summary.rows, summary.quarantined, summary.weight_sum
 
 
+def first_shards(method: AnyMethod, rows_per_part: Sequence[int]) -> int | None:
+    """Shards that suffice to learn from where training does not wait for the others.
+
+    They have as many rows as the method learns from anyway. 0 where there is nothing to learn, neither how to compare
+    scores nor the mean of the weights; None where that takes all shards.
+    """
+    if not must_learn(method) and method.weights == "raw":
+        return 0
+    enough = np.flatnonzero(np.cumsum(rows_per_part) >= most_rows(method, SAMPLE_ROWS))
+    return int(enough[0]) + 1 if len(enough) and enough[0] + 1 < len(rows_per_part) else None
+
+
 def supervision_folder(
-    tasks: Sequence[ScoringTask], space: LabelSpace, method: AnyMethod, run: RunFolder
+    tasks: Sequence[ScoringTask],
+    space: LabelSpace,
+    method: AnyMethod,
+    run: RunFolder,
+    first: int | None = None,
 ) -> Folder:
-    """Where the supervision of these teachers under this method lies. Student-side settings are not in the name."""
+    """Where the supervision of these teachers under this method lies. Student-side settings are not in the name.
+
+    Args:
+        first: see `IntegrationTask`.
+    """
     named = {"score", "standardise", "cotraining", "abstain", "integration", "tau", "margin", "temperature"}
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)
     evidence = [(task.name, task.folders[0].name, task.spec.labels.names) for task in tasks]
-    return run.supervision(fingerprint([SUPERVISION_FORMAT, settings, space.names, evidence]))
+    learned_from = [] if first is None or not must_learn(method) else [{"first_shards": first}]
+    return run.supervision(fingerprint([SUPERVISION_FORMAT, settings, space.names, evidence, *learned_from]))
 
 
 def finish_supervision(task: IntegrationTask, done: Integrated) -> dict[str, Any]:
@@ -222,5 +247,7 @@ def finish_supervision(task: IntegrationTask, done: Integrated) -> dict[str, Any
         "statistics": done.statistics.to_json(),
         "learned": task.learned.write(task.folder) if task.learned else None,
     }
+    if task.learned and task.first is not None:
+        content["learned_from"] = {"first_shards": task.first}
     task.folder.finish(content, rows)
     return {**content, "rows_per_part": rows}

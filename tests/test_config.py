@@ -184,6 +184,12 @@ BAD = [
     ("corpus.limit=0", r"^corpus\.limit: .*greater than or equal to 1, got 0$"),
     ("corpus.test={path: t, labl: x}", r"^corpus\.test\.labl is not a known setting"),
     ("student.model=''", r"^student\.model: is empty, got ''; give a hub id"),
+    (
+        "student.init=''",
+        r"^student\.init: is empty, got ''; give base, previous, or a finished student's folder",
+    ),
+    ("training.start=streaming", r"^training: start: streaming .* epochs must be 1, got 3; set epochs: 1"),
+    ("training={start: soon, epochs: 1}", r"^training\.start: Input should be 'after' or 'streaming'"),
     ("output=' '", r"^output: is empty, got ' '; give the folder"),
     (
         "method.dropout={masks: per_element, early_stop: 0.1}",

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from muki_ray import tasks
-from muki_ray.config import IntegrateConfig
+from muki_ray.config import IntegrateConfig, parse_config
 from muki_ray.errors import StoreError
 from muki_ray.labels import join
 from muki_ray.learned import Learned, learn
 from muki_ray.statistics import CorpusStatistics
-from muki_ray.store import RunFolder, part_name
+from muki_ray.store import Folder, RunFolder, part_name
 from muki_ray.tasks import (
     Integrated,
     IntegrationTask,
@@ -211,3 +211,44 @@ def test_rows_that_no_teacher_knows_count_nothing(task: IntegrationTask) -> None
     assert supervision_folder(task.tasks, task.space, method, RunFolder("x")) != supervision_folder(
         task.tasks, task.space, task.method, RunFolder("x")
     )
+
+
+# -- learning from the first shards ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "rows", "expected"),
+    [
+        ({}, [8_000] * 4, 3),  # 20,000 rows for co-training
+        ({}, [20_000, 1], 1),
+        ({}, [10_000] * 2, None),  # that is all
+        ({}, [5_000], None),
+        ({"cotraining": False}, [8_000] * 20, 9),  # 65,536 rows for the mean weight
+        ({"cotraining": False, "standardise": "zscore", "weights": "raw"}, [8_000] * 20, 9),
+        ({"cotraining": False, "weights": "raw"}, [8_000] * 20, 0),  # nothing to learn
+        ({"kind": "uhc"}, [8_000], 0),
+    ],
+)
+def test_first_shards(method: dict[str, object], rows: list[int], expected: int | None) -> None:
+    content = {"teachers": [{"name": "a", "model": "m"}], "corpus": {"path": "p"}, "student": {"model": "m"}}
+    config = parse_config({**content, "output": "o", "method": method})
+    assert tasks.first_shards(config.method, rows) == expected
+
+
+def test_learning_from_the_first_shards_is_another_supervision(task: IntegrationTask) -> None:
+    learning = replace(task, method=task.method.model_copy(update={"standardise": "zscore"}))
+    run = RunFolder(str(Path(task.folder.location).parents[1]))
+
+    def folder(of: IntegrationTask, first: int | None) -> Folder:
+        return supervision_folder(of.tasks, of.space, of.method, run, first)
+
+    assert folder(task, None) == folder(task, 2) == task.folder, "it learns nothing"
+    assert len({folder(learning, first).location for first in (None, 1, 2)}) == 3
+    learning = replace(learning, folder=folder(learning, 2), first=2)
+    assert learning.sampled_shards() == [0, 1]
+    parts = [learning.sample(shard) for shard in learning.sampled_shards()]
+    assert [len(part.scores_SM) for part in parts] == [8, 8]
+    learning = replace(learning, learned=learn(learning.method, parts))
+    facts = finish_supervision(learning, integrated(learning, [0, 1, 2]))
+    assert facts["learned_from"] == {"first_shards": 2}
+    assert "learned_from" not in finish_supervision(task, integrated(task, [0, 1, 2]))

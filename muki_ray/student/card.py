@@ -48,6 +48,7 @@ def model_card(
     training: Mapping[str, Any],
     corpus: Mapping[str, Any],
     metrics: Mapping[str, Any] | None = None,
+    grown: bool = False,
 ) -> str:
     """README.md of the student, YAML front matter first.
 
@@ -61,6 +62,7 @@ def model_card(
         corpus: `rows` and `fingerprint` of the unlabeled text.
         metrics: results on the labelled test set, nested or flat; `accuracy` and `macro_f1` at the top level
             also go into the front matter. None when there was no test set.
+        grown: training started from an earlier student that was made from `base_model`.
     """
     results = _numbers(metrics or {})
     baseline = _BASELINES.get(str(method.get("kind")))
@@ -72,6 +74,7 @@ def model_card(
             labels=labels,
             teachers=[_teacher(teacher) for teacher in teachers],
             base_model=base_model if is_hub_id(base_model) else None,
+            grown=grown,
             method=method,
             baseline=baseline,
             settings=_settings(method),

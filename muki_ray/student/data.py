@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -114,16 +115,19 @@ class Supervision:
         """Optimizer steps of one epoch."""
         return -(-self.split.train_rows // batch_size)
 
-    def train(self, epoch: int, batch_size: int, seed: int, encode: Encode | None = None) -> Iterator[Batch]:
+    def train(
+        self, epoch: int, batch_size: int, seed: int, encode: Encode | None = None, skip: int = 0
+    ) -> Iterator[Batch]:
         """This worker's slices of one epoch's global batches of `batch_size` rows (the last may be smaller).
 
         Args:
             encode: texts and pairs to token ids; without it, characters tell which rows are of like length.
+            skip: leave out so many global batches at the beginning, as cheaply as can be.
         """
         rng = np.random.default_rng([seed & _MASK, epoch])
         waiting: list[pa.Table] = []
         rows = 0
-        order = rng.permutation(len(self.rows_per_part))
+        order = self._order(rng)
         for position, shard in enumerate(order):
             table = self._part(int(shard), held_out=False)
             waiting.append(table)
@@ -136,21 +140,32 @@ class Supervision:
             shuffled = rng.permutation(len(buffer))
             group = batch_size * _SORTED_BATCHES
             for start in range(0, full, group):
-                stretch = buffer.take(pa.array(shuffled[start : min(start + group, full)]))
+                size = min(start + group, full) - start
+                count = -(-size // batch_size)
+                if skip >= count:  # nobody wants to know how long these rows are
+                    _drawn(size // batch_size, rng)
+                    skip -= count
+                    continue
+                stretch = buffer.take(pa.array(shuffled[start : start + size]))
                 encoded = _encoded(stretch, encode)
-                for take in _like_lengths(_lengths(stretch, encoded), batch_size, rng):
+                takes = _like_lengths(_lengths(stretch, encoded), batch_size, rng)
+                for take in islice(takes, skip, None):
                     yield self._slice(stretch, take, encoded)
+                skip = 0
             waiting = [buffer.take(pa.array(shuffled[full:]))]
             rows = len(waiting[0])
 
     def held_out(self, batch_size: int, encode: Encode | None = None) -> Iterator[Batch]:
         """This worker's share of the held-out rows; `encode` as in `train`."""
-        tables = [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
-        table = pa.concat_tables(tables).combine_chunks()
+        table = pa.concat_tables(self._held_out()).combine_chunks()
         encoded = _encoded(table, encode)
         order = np.argsort(_lengths(table, encoded), kind="stable")[::-1]
         for start in range(0, len(table), batch_size):
             yield self._slice(table, order[start : start + batch_size], encoded)
+
+    def _order(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """Shards in the order in which an epoch reads them."""
+        return rng.permutation(len(self.rows_per_part))
 
     def _part(self, shard: int, held_out: bool) -> pa.Table:
         table = self.folder.read_table(part_name(shard))
@@ -161,6 +176,9 @@ class Supervision:
             )
         mask = self.split.held_out(table["row_id"].to_numpy())
         return table.filter(pa.array(mask if held_out else ~mask))
+
+    def _held_out(self) -> list[pa.Table]:
+        return [self._part(shard, held_out=True) for shard in range(len(self.rows_per_part))]
 
     def _slice(self, table: pa.Table, take: NDArray[np.int64], encoded: Encoded | None) -> Batch:
         """This worker's rows of a global batch. A worker without any gets one row of weight 0: all must step."""
@@ -203,6 +221,11 @@ def _like_lengths(
     """Cut shuffled rows of these lengths into batches of like length, in random order; a short batch comes last."""
     whole = len(lengths) - len(lengths) % batch_size
     batches = np.argsort(lengths[:whole], kind="stable").reshape(-1, batch_size)
-    yield from batches[rng.permutation(len(batches))]
+    yield from batches[_drawn(len(batches), rng)]
     if whole < len(lengths):
         yield np.arange(whole, len(lengths))
+
+
+def _drawn(batches: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """What is drawn for so many whole batches of like length."""
+    return rng.permutation(batches)

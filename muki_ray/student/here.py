@@ -5,6 +5,7 @@ loop is the same; so are the name of the run and what a killed run leaves: the s
 epoch that was saved. Knows a local folder; a run that writes to object storage takes Ray Train.
 
     <storage>/<name>-here/epoch-00002/   a checkpoint and its metrics.json; the latest and the best are kept
+    <storage>/<name>-here/epoch-00002-step-000004000/   one within the third epoch
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from muki_ray.student.loop import METRICS_FILE, TrainingJob, run
+from muki_ray.student.loop import METRICS_FILE, UNJUDGED, TrainingJob, run
 from muki_ray.student.train import Trained
 
 
@@ -46,14 +47,17 @@ class Here:
         return values
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
-        """Save the epoch; a folder that has its name is whole."""
-        self.send("epoch", metrics)
+        """Save the epoch, or what there is of it; a folder that has its name is whole."""
+        judged = metrics["held_out_kl"] < UNJUDGED
+        if judged:
+            self.send("epoch", metrics)
         fresh = self.folder / ".new"
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
         save(fresh)
         (fresh / METRICS_FILE).write_text(json.dumps(metrics))
-        target = self.folder / f"epoch-{int(metrics['epoch']):05d}"
+        within = "" if judged else f"-step-{int(metrics['step']):09d}"
+        target = self.folder / f"epoch-{int(metrics['epoch']):05d}{within}"
         shutil.rmtree(target, ignore_errors=True)
         fresh.rename(target)
         kept = {self._latest(), self._best()}
@@ -83,7 +87,8 @@ class Here:
         return next(reversed(self._epochs()), None)
 
     def _best(self) -> Path | None:
-        return min(self._epochs(), key=lambda folder: _metrics(folder)["held_out_kl"], default=None)
+        judged = [folder for folder in self._epochs() if _metrics(folder)["held_out_kl"] < UNJUDGED]
+        return min(judged, key=lambda folder: _metrics(folder)["held_out_kl"], default=None)
 
 
 def _metrics(folder: Path) -> dict[str, float]:

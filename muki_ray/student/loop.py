@@ -11,7 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
@@ -30,9 +30,15 @@ from muki_ray.teachers.loading import resolve_dtype
 
 # of a checkpoint, what is not the model: what resuming needs, and the epoch's metrics where nobody else keeps them
 STATE_FILE, METRICS_FILE = "training_state.pt", "metrics.json"
+# held-out KL of a checkpoint within an epoch, which nobody has judged: finite, because JSON is
+UNJUDGED = 1e30
 _PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
+# a thread that reads ahead may wait for a shard that never comes; it ends by itself once that is known
+_PATIENCE_S = 5.0
 # steps between two looks at the loss: each makes a GPU wait for all that it was given
 _LOOK = 16
+# apart from what seeds epochs and workers
+_SEGMENT = 1_000_003
 # traced to capture the student's forward pass; two rows of unequal length, so that padding is seen
 _PROBE = ["one short text", "another text that is somewhat longer than the first one"]
 
@@ -56,7 +62,8 @@ class World(Protocol):
     def report(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
         """Hand over an epoch's metrics and its checkpoint; `save` writes it, on rank 0.
 
-        `finished` is 1 in the last epoch's metrics, be it the last wanted or the early stop.
+        `finished` is 1 in the last epoch's metrics, be it the last wanted or the early stop. `held_out_kl` is `UNJUDGED`
+        within an epoch; `epoch` then counts the whole ones.
         """
 
     def resume(self) -> Path | None:
@@ -104,21 +111,19 @@ def _run(job: TrainingJob, world: World) -> None:
     model.to(world.device)
     steps = data.steps(settings.batch_size)
     trainer = _Trainer(model, tokenizer, job, world, total_steps=steps * settings.epochs)
-    start, best, bad = trainer.restore()
-    # read once: the held-out rows are few, the parts that they lie in are not
-    held_out_batches = list(data.held_out(settings.batch_size * 2, trainer.encode))
+    start, best, bad, begun = trainer.restore()
+    held_out_batches: list[Batch] = []
     for epoch in range(start, settings.epochs):
         if _patience_ended(settings, bad):
             break
-        torch.manual_seed(settings.seed + 1000 * (epoch + 1) + world.rank)  # dropout; the same after a resume
-        batches = data.train(epoch, settings.batch_size, settings.seed, trainer.encode)
-        loss = trainer.epoch(batches, steps, epoch)
+        batches = data.train(epoch, settings.batch_size, settings.seed, trainer.encode, begun.steps)
+        loss = trainer.epoch(batches, steps, epoch, begun, {"best": best, "bad": bad})
+        begun = Begun()
+        # read once: the held-out rows are few, the parts that they lie in are not. And late: a stream has them at its end
+        held_out_batches = held_out_batches or list(data.held_out(settings.batch_size * 2, trainer.encode))
         held_out = trainer.held_out_kl(held_out_batches)
         if not math.isfinite(held_out):
-            raise StudentError(
-                f"training diverged in epoch {epoch + 1} (held-out KL {held_out}); "
-                f"lower training.learning_rate ({settings.learning_rate:g})"
-            )
+            raise trainer.diverged(epoch, f"held-out KL {held_out}")
         improved = held_out < best
         best, bad = (held_out, 0) if improved else (best, bad + 1)
         finished = epoch + 1 == settings.epochs or _patience_ended(settings, bad)
@@ -135,6 +140,19 @@ def _run(job: TrainingJob, world: World) -> None:
 
 def _patience_ended(settings: TrainingConfig, bad: int) -> bool:
     return settings.patience is not None and bad >= settings.patience
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What was done of an epoch: steps, and the summed loss and rows of all workers."""
+
+    steps: int = 0
+    loss: float = 0.0
+    rows: float = 0.0
+
+    def mean(self, loss: float, rows: float) -> float:
+        """Mean loss with so much more."""
+        return (self.loss + loss) / max(1.0, self.rows + rows)
 
 
 class _Trainer:
@@ -176,24 +194,73 @@ class _Trainer:
             self.settings.schedule
         ]
 
-    def epoch(self, batches: Iterable[Batch], steps: int, epoch: int) -> float:
-        """One pass; returns the mean loss of the training rows: their weighted KL, unless the objective adds to it."""
+    def epoch(
+        self,
+        batches: Iterable[Batch],
+        steps: int,
+        epoch: int,
+        begun: Begun = Begun(),
+        state: dict[str, Any] | None = None,
+    ) -> float:
+        """One pass; returns the mean loss of the training rows: their weighted KL, unless the objective adds to it.
+
+        Args:
+            batches: those that are left of the epoch.
+            begun: what an earlier process did of it.
+            state: what else a checkpoint has to keep.
+
+        Raises:
+            StudentError: the loss is no number, when a checkpoint is due.
+        """
         self.model.train()
+        self._seed(epoch, begun)
+        every, workers = self.settings.steps_per_checkpoint, self.world.size
         loss: torch.Tensor | float = 0.0
         rows, seen = 0.0, 0.0
         with closing(self._prefetched(map(self.loss.prepare, batches))) as stream:
-            for number, (batch, micro) in enumerate(stream):
+            for done, (batch, micro) in enumerate(stream, begun.steps + 1):
                 rate = float(self.schedule.get_last_lr()[0])
                 loss = loss + self._step(batch, micro)
                 # this worker's share of the rows, so that all shares add up to the rows of the global batch
-                rows += batch.rows / self.world.size
+                rows += batch.rows / workers
                 if self.world.rank == 0:
-                    if number % _LOOK == 0 or number + 1 == steps:
-                        seen = float(loss) / rows
+                    if (done - 1) % _LOOK == 0 or done == steps:
+                        seen = begun.mean(float(loss) * workers, rows * workers)
                     metrics = {"train_kl": seen, "learning_rate": rate}
-                    self.world.progress(epoch * steps + number + 1, self.total_steps, metrics)
+                    self.world.progress(epoch * steps + done, self.total_steps, metrics)
+                if every is not None and done % every == 0 and done < steps:
+                    begun, loss, rows = self._summed(done, begun, loss, rows), 0.0, 0.0
+                    self._checkpoint(epoch, epoch * steps + done, begun, state or {})
+                    self._seed(epoch, begun)
+        return self._summed(steps, begun, loss, rows).mean(0.0, 0.0)
+
+    def _seed(self, epoch: int, begun: Begun) -> None:
+        """Of the dropout: whoever goes on from a checkpoint draws what the interrupted process would have drawn."""
+        settings = self.settings
+        number = begun.steps // (settings.steps_per_checkpoint or 1)
+        torch.manual_seed(settings.seed + 1000 * (epoch + 1) + self.world.rank + _SEGMENT * number)
+
+    def _summed(self, steps: int, begun: Begun, loss: torch.Tensor | float, rows: float) -> Begun:
+        """What was done, over all workers, with this worker's newest share."""
         total = self.world.total(torch.tensor([float(loss), rows]).to(self.world.device)).cpu()
-        return float(total[0] / total[1].clamp(min=1))
+        return Begun(steps, begun.loss + float(total[0]), begun.rows + float(total[1]))
+
+    def _checkpoint(self, epoch: int, step: int, begun: Begun, state: dict[str, Any]) -> None:
+        """Within an epoch."""
+        mean = begun.mean(0.0, 0.0)
+        if not math.isfinite(mean):
+            raise self.diverged(epoch, f"train KL {mean}")
+        metrics = {"epoch": epoch, "train_kl": mean, "held_out_kl": UNJUDGED, "step": step, "finished": 0.0}
+        kept = {**state, "epoch": epoch, "begun": asdict(begun)}
+        self.world.report(metrics, lambda folder: self.save(folder, kept))
+        self.model.train()
+
+    def diverged(self, epoch: int, what: str) -> StudentError:
+        """To be raised."""
+        rate = self.settings.learning_rate
+        return StudentError(
+            f"training diverged in epoch {epoch + 1} ({what}); lower training.learning_rate ({rate:g})"
+        )
 
     def _step(self, batch: Batch, micro: list[MicroBatch]) -> torch.Tensor:
         """One optimizer step over the micro-batches; returns this worker's summed loss, on its device."""
@@ -283,7 +350,7 @@ class _Trainer:
                 yield item
         finally:
             stop.set()
-            thread.join()
+            thread.join(_PATIENCE_S)
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
         """Token ids of rows, cut at the student's length, not padded."""
@@ -318,11 +385,11 @@ class _Trainer:
                     "scaler": self.scaler.state_dict(), "heads": self.loss.heads.state_dict()},
                    folder / STATE_FILE)  # fmt: skip
 
-    def restore(self) -> tuple[int, float, int]:
-        """Next epoch, best held-out KL and epochs without a better one."""
+    def restore(self) -> tuple[int, float, int, Begun]:
+        """Next epoch, best held-out KL, epochs without a better one, and what is done of the next one."""
         folder = self.world.resume()
         if folder is None:
-            return 0, math.inf, 0
+            return 0, math.inf, 0, Begun()
         # read the way it was written: some architectures name their tensors differently in files
         saved = type(self.plain).from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
         self.plain.load_state_dict(saved.state_dict())
@@ -331,7 +398,7 @@ class _Trainer:
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
         self.loss.heads.load_state_dict(state["heads"])
-        return int(state["epoch"]), float(state["best"]), int(state["bad"])
+        return int(state["epoch"]), float(state["best"]), int(state["bad"]), Begun(**state.get("begun", {}))
 
 
 def _precision(wanted: str, kind: str) -> torch.dtype:

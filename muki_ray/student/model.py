@@ -1,4 +1,4 @@
-"""The student: any base model, with a fresh head over the union of the labels.
+"""The student: any base model with a fresh head over the union of the labels, or an earlier student with a grown one.
 
 Knows Transformers and Torch; knows no supervision, no Ray.
 """
@@ -15,24 +15,44 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from muki_ray import filesystem as locations
 from muki_ray import hub
 from muki_ray.config import StudentConfig
 from muki_ray.errors import StudentError, TeacherError
+from muki_ray.store import fingerprint
+from muki_ray.student.heads import draw_head, grow_head
 from muki_ray.teachers.checks import check_no_code, line, set_padding, skeleton, usable_length
 from muki_ray.teachers.loading import load_tokenizer, quiet
 
 _WHAT = "student"
+_PREVIOUS = "student.init"
+# what may differ between a base model and a student made from it: names, and rates that training sets as it likes
+_NO_ARCHITECTURE = {"architectures", "dtype", "torch_dtype", "problem_type", "id2label", "label2id", "num_labels",
+                    "pad_token_id", "_name_or_path", "transformers_version"}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Previous:
+    """A finished student to start from. `content` is the digest of its files and label names."""
+
+    location: str
+    content: str
 
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """A base model, inspected. `content` is the digest of its files; `max_length` in tokens."""
+    """A base model, inspected. `content` is the digest of its files; `max_length` in tokens.
+
+    Attributes:
+        previous: what training starts from instead of the base model.
+    """
 
     location: str
     revision: str | None
     allow_pickle: bool
     max_length: int
     content: str
+    previous: Previous | None = None
 
 
 def inspect_student(config: StudentConfig, default_max_length: int) -> StudentSpec:
@@ -46,7 +66,7 @@ def inspect_student(config: StudentConfig, default_max_length: int) -> StudentSp
     if not (folder / "config.json").is_file():
         raise StudentError(f"student: no config.json in {str(folder)!r}; give the folder of a base model")
     hub.check_weights(folder, config.allow_pickle, StudentError, _WHAT)
-    base, tokenizer = _read(folder)
+    base, tokenizer = _read(folder, _WHAT)
     with _as_student_error():
         usable = usable_length(config.max_length, tokenizer, skeleton(base, _WHAT), _WHAT)
     max_length = config.max_length or min(default_max_length, usable)
@@ -54,10 +74,41 @@ def inspect_student(config: StudentConfig, default_max_length: int) -> StudentSp
     return StudentSpec(location, config.revision, config.allow_pickle, max_length, hub.content_hash(folder))
 
 
-def build_student(spec: StudentSpec, labels: list[str], seed: int, dropout: float | None) -> tuple[Any, Any]:
-    """Model in float32 with a fresh head over `labels`, and its tokenizer.
+def inspect_previous(location: str, spec: StudentSpec) -> Previous:
+    """Check a model folder that training is to start from; whether it is finished the caller knows.
 
-    The head is drawn from `seed`: the same on every worker.
+    Args:
+        location: folder, URI or hub id.
+        spec: the base model, whose architecture it must have.
+
+    Raises:
+        StudentError: not found, of another architecture, or too short for the base's `max_length`.
+    """
+    folder = hub.fetch(location, None, False, StudentError, _PREVIOUS)
+    hub.check_weights(folder, False, StudentError, _PREVIOUS)
+    own, tokenizer = _read(folder, _PREVIOUS)
+    base, _ = _read(hub.fetch(spec.location, spec.revision, spec.allow_pickle, StudentError, _WHAT), _WHAT)
+    ours, theirs = own.to_dict(), base.to_dict()
+    differing = [
+        name
+        for name in sorted({*ours, *theirs}, key=lambda name: (name != "model_type", name))
+        if name not in _NO_ARCHITECTURE and "dropout" not in name and ours.get(name) != theirs.get(name)
+    ]
+    if differing:
+        name = differing[0]
+        raise StudentError(
+            f"{_PREVIOUS}: the student in {locations.redact(location)!r} has {name} {ours.get(name)!r}, student.model has "
+            f"{theirs.get(name)!r}: it is not of the same architecture; name the base model that it was made from, or set init: base"
+        )
+    with _as_student_error():
+        usable_length(spec.max_length, tokenizer, skeleton(own, _PREVIOUS), _PREVIOUS)
+    return Previous(location, _previous_content(folder, own))
+
+
+def build_student(spec: StudentSpec, labels: list[str], seed: int, dropout: float | None) -> tuple[Any, Any]:
+    """Model in float32 with a head over `labels`, and its tokenizer.
+
+    What is fresh of the head is drawn from `seed`: the same on every worker.
 
     Args:
         dropout: rate of every dropout while training; None keeps the base's. The saved configuration keeps the
@@ -67,30 +118,79 @@ def build_student(spec: StudentSpec, labels: list[str], seed: int, dropout: floa
         StudentError: it cannot be loaded, its encoder has no weights, or it is not what was inspected.
     """
     quiet()
+    made = (
+        _from_base(spec, labels, seed)
+        if spec.previous is None
+        else _from_previous(spec.previous, labels, seed)
+    )
+    if dropout is not None:
+        _set_dropout(made[0], dropout)
+    return made
+
+
+def _from_base(spec: StudentSpec, labels: list[str], seed: int) -> tuple[Any, Any]:
     folder = hub.fetch(spec.location, spec.revision, spec.allow_pickle, StudentError, _WHAT)
     if hub.content_hash(folder) != spec.content:
         raise StudentError(
             "student: the base model on this machine differs from the one the driver saw; "
             "pin a revision or give every node the same folder"
         )
-    base, tokenizer = _read(folder)
-    base.num_labels = len(labels)
-    base.id2label = dict(enumerate(labels))
-    base.label2id = {name: i for i, name in enumerate(labels)}
-    base.problem_type = "single_label_classification"
+    base, tokenizer = _read(folder, _WHAT)
+    _name_labels(base, labels)
     torch.manual_seed(seed)
+    model, info = _loaded(folder, base, spec.allow_pickle, _WHAT)
+    _check_encoder(model, info)
+    draw_head(model, len(labels), seed)
+    return model, tokenizer
+
+
+def _from_previous(previous: Previous, labels: list[str], seed: int) -> tuple[Any, Any]:
+    """The earlier student with all that it learned; its head grown, by label name, to `labels`."""
+    folder = hub.fetch(previous.location, None, False, StudentError, _PREVIOUS)
+    config, tokenizer = _read(folder, _PREVIOUS)
+    if _previous_content(folder, config) != previous.content:
+        raise StudentError(
+            f"{_PREVIOUS}: the student in {locations.redact(previous.location)!r} is not the one that the driver saw; "
+            "give every node the same folder, and leave it as it is while a run starts from it"
+        )
+    before = _label_names(config)
+    model, info = _loaded(folder, config, False, _PREVIOUS)
+    absent = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    if absent:
+        raise StudentError(
+            f"{_PREVIOUS}: {len(absent)} tensors are not in the weights (such as {absent[0]}); give a whole student"
+        )
+    grow_head(model, before, labels, seed)
+    _name_labels(model.config, labels)
+    model.num_labels = len(labels)
+    return model, tokenizer
+
+
+def _loaded(folder: Path, config: Any, allow_pickle: bool, what: str) -> tuple[Any, dict[str, Any]]:
+    """Model in float32, and which tensors the files did not have."""
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=base, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False,
-            use_safetensors=None if spec.allow_pickle else True, weights_only=True, output_loading_info=True,
+            folder, config=config, dtype=torch.float32, ignore_mismatched_sizes=True, trust_remote_code=False,
+            use_safetensors=None if allow_pickle else True, weights_only=True, output_loading_info=True,
         )  # fmt: skip
     except Exception as problem:  # whatever files from outside make the library raise
-        raise StudentError(f"student: cannot load {str(folder)!r}: {line(problem)}") from problem
-    _check_encoder(model, info)
-    _fresh_head(model, len(labels), seed)
-    if dropout is not None:
-        _set_dropout(model, dropout)
-    return model, tokenizer
+        raise StudentError(f"{what}: cannot load {str(folder)!r}: {line(problem)}") from problem
+    return model, info
+
+
+def _name_labels(config: Any, labels: list[str]) -> None:
+    config.num_labels = len(labels)
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {name: i for i, name in enumerate(labels)}
+    config.problem_type = "single_label_classification"
+
+
+def _label_names(config: Any) -> list[str]:
+    return [config.id2label[i] for i in range(config.num_labels)]
+
+
+def _previous_content(folder: Path, config: Any) -> str:
+    return fingerprint([hub.content_hash(folder), _label_names(config)])
 
 
 @contextmanager
@@ -102,16 +202,16 @@ def _as_student_error() -> Iterator[None]:
         raise StudentError(str(problem)) from problem
 
 
-def _read(folder: Path) -> tuple[Any, Any]:
+def _read(folder: Path, what: str) -> tuple[Any, Any]:
     """Configuration and tokenizer, agreed on a padding token: decoders often come without one."""
     with _as_student_error():
-        check_no_code(folder, _WHAT)
+        check_no_code(folder, what)
         try:
             base = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except Exception as problem:  # whatever files from outside make the library raise
-            raise StudentError(f"student: cannot read {str(folder)!r}: {line(problem)}") from problem
-        tokenizer = load_tokenizer(folder, _WHAT)
-        set_padding(tokenizer, base, _WHAT)
+            raise StudentError(f"{what}: cannot read {str(folder)!r}: {line(problem)}") from problem
+        tokenizer = load_tokenizer(folder, what)
+        set_padding(tokenizer, base, what)
     return base, tokenizer
 
 
@@ -125,26 +225,6 @@ def _check_encoder(model: Any, info: dict[str, Any]) -> None:
             f"student: {len(drawn)} tensors of its encoder are not in the weights (such as {drawn[0]}) and would "
             "start from chance; give a folder whose weights fit its config.json"
         )
-
-
-def _fresh_head(model: Any, labels: int, seed: int) -> None:
-    """Draw the last projection anew, even where the base brought one of the same size over other labels."""
-    inside = set(getattr(model, model.base_model_prefix).modules())
-    outside = [
-        m
-        for m in model.modules()
-        if isinstance(m, nn.Linear) and m not in inside and m.out_features == labels
-    ]
-    if not outside:
-        raise StudentError(
-            f"student: {type(model).__name__} has no final projection to its {labels} labels; choose another base model"
-        )
-    head = outside[-1]
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        head.weight.normal_(0.0, getattr(model.config, "initializer_range", 0.02), generator=generator)
-        if head.bias is not None:
-            head.bias.zero_()
 
 
 def _set_dropout(model: Any, rate: float) -> None:

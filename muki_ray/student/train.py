@@ -22,7 +22,7 @@ from muki_ray.errors import ResourceError
 from muki_ray.planning import equal_share
 from muki_ray.runtime import Messenger, user_error
 from muki_ray.store import fingerprint
-from muki_ray.student.loop import TrainingJob, run
+from muki_ray.student.loop import UNJUDGED, TrainingJob, run
 
 # part of the run's name: raise it when training changes
 TRAINING_FORMAT = 2
@@ -66,7 +66,8 @@ class RayWorld:
         if self.rank:
             self.train.report(metrics)
             return
-        self.messenger.send("epoch", metrics)
+        if metrics["held_out_kl"] < UNJUDGED:
+            self.messenger.send("epoch", metrics)
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
             self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
@@ -89,6 +90,10 @@ def training_name(job: TrainingJob, supervision: str) -> str:
     """The run's name: what changes the result, not where it runs."""
     elsewhere = {"num_workers", "num_cpus", "num_gpus", "accelerator_type", "max_failures"}
     settings = job.training.model_dump(mode="json", exclude=elsewhere)
+    # what was not there when earlier trainings were named, and does not change them
+    for name in ("start", "checkpoint_steps"):
+        if settings[name] == TrainingConfig.model_fields[name].default:
+            del settings[name]
     content = [
         TRAINING_FORMAT,
         supervision,
@@ -98,7 +103,9 @@ def training_name(job: TrainingJob, supervision: str) -> str:
         settings,
         job.objective.content,
     ]
-    return "student-" + fingerprint([*content, job.supervision.weight_scale])
+    previous = job.student.previous
+    begun = [] if previous is None else [{"previous": previous.content}]
+    return "student-" + fingerprint([*content, job.supervision.weight_scale, *begun])
 
 
 def worker_cpus(

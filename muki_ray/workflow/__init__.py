@@ -6,7 +6,7 @@ Each stage leaves its result in the run folder under a fingerprint; a stage whos
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from muki_ray import filesystem as locations
 from muki_ray.config import IntegrateConfig, to_yaml
@@ -25,11 +25,12 @@ from muki_ray.student.export import exported
 from muki_ray.teachers.spec import TeacherSpec
 from muki_ray.tracking import open_tracker
 from muki_ray.workflow.conclude import conclude
-from muki_ray.workflow.learn import train
+from muki_ray.workflow.learn import reader, train
 from muki_ray.workflow.plan import WORTH_MEASURING, Plan, draw_up, measured
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from muki_ray.workflow.run import Run, RunResult
 from muki_ray.workflow.score import corpus_facts, score_and_integrate
+from muki_ray.workflow.stream import score_and_train, together
 
 __all__ = ["PlanResult", "RunResult", "evaluate", "integrate", "plan"]
 
@@ -133,14 +134,19 @@ def _record_inputs(run: Run) -> None:
 def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     config = run.config
     tasks = _tasks(config, run.specs, run.corpora, cluster)
-    drawn = draw_up(config, tasks, cluster)
+    streaming = together(run, tasks, cluster) if may_train else None
+    drawn = streaming.plan if streaming else draw_up(config, tasks, cluster)
     if sum(drawn.to_score.values()) >= WORTH_MEASURING:
         drawn = measured(drawn)
     lines = _lines(drawn, run.space, cluster)
     for line in lines:
         say(line)
     run.tracker.text("plan.txt", "\n".join(lines) + "\n")
-    supervision, facts = score_and_integrate(run, drawn)
+    training = exported(run.folder.student)
+    if streaming:
+        supervision, facts, training = score_and_train(run, replace(streaming, plan=drawn), cluster)
+    else:
+        supervision, facts = score_and_integrate(run, drawn)
     statistics = CorpusStatistics.from_json(facts["statistics"])
     run.metrics["rows"] = {
         "in": run.corpus.rows_in,
@@ -150,7 +156,8 @@ def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     }
     run.metrics["corpus"] = corpus_facts(run, statistics)
     run.tracker.metrics({"rows": run.metrics["rows"], "corpus": run.metrics["corpus"]})
-    training = train(run, supervision, facts, cluster) if may_train else exported(run.folder.student)
+    if may_train and not streaming:
+        training = train(run, reader(run, supervision, facts), cluster)
     assert training is not None
     learned = Learned.read(supervision, facts["learned"])
     return conclude(run, tasks, statistics, learned, training, cluster)

@@ -17,7 +17,7 @@ from muki_ray.report import Example, draw, results_table, write_report
 from muki_ray.runtime import Cluster
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.student.card import model_card
-from muki_ray.student.export import exported, finish
+from muki_ray.student.export import exported, finish, origin
 from muki_ray.student.train import worker_cpus
 from muki_ray.workflow.run import Run, RunResult
 
@@ -78,6 +78,7 @@ def _card(run: Run) -> str:
         config.training.model_dump(mode="json"),
         {"rows": run.corpus.rows_out, "fingerprint": run.corpus.fingerprint},
         run.metrics.get("student"),
+        grown=origin(run.folder.student).previous is not None,
     )
 
 

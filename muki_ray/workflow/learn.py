@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from muki_ray import filesystem as locations
@@ -13,7 +15,10 @@ from muki_ray.student.data import Supervision, plan_split
 from muki_ray.student.export import export, exported
 from muki_ray.student.here import train_here
 from muki_ray.student.loop import TrainingJob
+from muki_ray.student.model import StudentSpec
 from muki_ray.student.objectives import objective_of
+from muki_ray.student.previous import start
+from muki_ray.student.streaming import Stream, Watch, first_weight_mean
 from muki_ray.student.train import Trained, train_student, training_name, worker_cpus
 from muki_ray.workflow.run import Run
 
@@ -22,13 +27,38 @@ _CURVE_POINTS = 200
 _CURVE_EVERY_S = 5.0
 
 
-def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> str:
-    """Train the student, unless it is there already; returns the training's name."""
+def reader(run: Run, folder: Folder, facts: dict[str, Any]) -> Supervision:
+    """Who reads a finished supervision, as the configuration says: shards in random order, or as a stream."""
+    if run.first_shards is not None:
+        return stream_reader(run, folder, run.first_shards, None)
+    training, rows_per_part = run.config.training, facts["rows_per_part"]
+    split = plan_split(folder, rows_per_part, training.validation, training.seed)
+    scale = facts["weight_mean"] if run.config.method.weights == "normalize" else 1.0
+    return Supervision(folder, tuple(rows_per_part), split, scale)
+
+
+def stream_reader(run: Run, folder: Folder, first: int, watch: Watch | None) -> Stream:
+    """Who reads a supervision as a stream; its first shards have to be there.
+
+    Args:
+        first: shards that say what the mean weight is.
+    """
+    training, rows_per_part = run.config.training, run.corpus.rows_per_part
+    split = plan_split(run.corpus.folder, list(rows_per_part), training.validation, training.seed)
+    scale = first_weight_mean(folder, first) if run.config.method.weights == "normalize" else 1.0
+    return Stream(folder, rows_per_part, split, scale, watch=watch)
+
+
+def train(
+    run: Run, supervision: Supervision, cluster: Cluster, beside: Callable[[], str] | None = None
+) -> str:
+    """Train the student, unless it is there already; returns the training's name.
+
+    Args:
+        beside: says on the progress line what else is going on.
+    """
     config = run.config
     cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
-    split = plan_split(folder, facts["rows_per_part"], config.training.validation, config.training.seed)
-    scale = facts["weight_mean"] if config.method.weights == "normalize" else 1.0
-    supervision = Supervision(folder, tuple(facts["rows_per_part"]), split, scale)
     teachers = [spec.resolved(on_gpu=gpus > 0) for spec in run.specs]
     job = TrainingJob(
         run.student,
@@ -38,17 +68,40 @@ def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> 
         threads=max(1, int(cpus)),
         objective=objective_of(config.method, run.space, teachers),
     )
-    name = training_name(job, folder.name)
     student = run.folder.student
+
+    def named(one: StudentSpec) -> str:
+        return training_name(replace(job, student=one), supervision.folder.name)
+
+    job = replace(job, student=start(config.student.init, run.folder, run.student, named))
+    name = named(job.student)
     if exported(student) == name:
         say(f"training: reused, {student.shown} is up to date")
         return name
-    trained = _watched(run, job, name, cluster)
-    export(trained.checkpoint, student)
+    if config.student.init != "base":
+        say(_beginning(job.student, student))
+    trained = _watched(run, job, name, cluster, beside or (lambda: ""))
+    previous = job.student.previous
+    export(trained.checkpoint, student, previous.content if previous else None)
     return name
 
 
-def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained:
+def _beginning(spec: StudentSpec, student: Folder) -> str:
+    if spec.previous is not None:
+        return f"training: starts from the student in {locations.redact(spec.previous.location)}"
+    return f"training: starts from the base model, for there is no finished student in {student.shown} yet"
+
+
+def trains_here(run: Run, cluster: Cluster) -> bool:
+    """Whether the student trains in this process: there is one worker, on a machine of its own."""
+    training = run.config.training
+    _, gpus = worker_cpus(training, cluster.reach, cluster.places)
+    return (
+        training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(run.folder.checkpoints)
+    )
+
+
+def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster, beside: Callable[[], str]) -> Trained:
     """Train with progress on the terminal and curves in MLflow, both from the workers' messages."""
     training = run.config.training
     total = job.supervision.split.train_rows * training.epochs
@@ -69,7 +122,8 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
         def handle(kind: str, content: Any) -> None:
             if kind == "step":
                 done, _, metrics = content
-                progress.update(min(done * training.batch_size, total), f"KL {metrics['train_kl']:.4f}")
+                note = f"KL {metrics['train_kl']:.4f}{beside()}"
+                progress.update(min(done * training.batch_size, total), note)
                 if done % every == 0 or done == steps:
                     draw(done, metrics, last=False)
             elif kind == "epoch":
@@ -82,7 +136,7 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster) -> Trained
 
         _, gpus = worker_cpus(training, cluster.reach, cluster.places)
         storage = run.folder.checkpoints
-        if training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(storage):
+        if trains_here(run, cluster):
             with heard_here(handle) as send:
                 return train_here(job, name, storage, send, cuda=gpus > 0)
         with listening(handle) as messenger:

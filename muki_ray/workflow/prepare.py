@@ -15,6 +15,7 @@ from muki_ray.labels import LabelSpace, join, near_collisions
 from muki_ray.progress import Progress, say
 from muki_ray.store import RunFolder
 from muki_ray.student.model import StudentSpec, inspect_student
+from muki_ray.student.previous import settle_init
 from muki_ray.teachers.loading import TeacherSpec, inspect
 
 
@@ -50,7 +51,7 @@ def inspect_all(config: IntegrateConfig) -> tuple[list[TeacherSpec], LabelSpace,
             f"note: labels {one!r} and {other!r} look alike; if they are one, rename one with a teacher's `labels` map"
         )
     student = inspect_student(config.student, max(spec.max_length for spec in specs))
-    return specs, space, student
+    return specs, space, settle_init(config.student.init, RunFolder(config.output), student)
 
 
 def read_corpora(config: IntegrateConfig, folder: RunFolder, space: LabelSpace) -> list[Corpus]:

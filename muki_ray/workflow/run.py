@@ -10,6 +10,7 @@ from muki_ray.corpus import Corpus
 from muki_ray.labels import LabelSpace
 from muki_ray.store import RunFolder
 from muki_ray.student.model import StudentSpec
+from muki_ray.tasks import first_shards
 from muki_ray.teachers.loading import TeacherSpec
 from muki_ray.tracking import Tracker
 
@@ -40,3 +41,10 @@ class Run:
     def corpus(self) -> Corpus:
         """The unlabeled text."""
         return self.corpora[0]
+
+    @property
+    def first_shards(self) -> int | None:
+        """Shards of the corpus that a streaming run learns from; None: it waits for all."""
+        if self.config.training.start == "after":
+            return None
+        return first_shards(self.config.method, self.corpus.rows_per_part)

@@ -173,3 +173,10 @@ def test_file_ends_with_one_newline_and_has_every_section() -> None:
     sections = [line for line in text.splitlines() if line.startswith("## ")]
     assert sections == ["## Labels", "## How to use it", "## How it was made", "## Results", "## Limits"]
     assert "\n\n\n" not in text
+
+
+def test_where_the_student_started_from() -> None:
+    fresh, grown = ([line for line in card(grown=g).splitlines() if "student started" in line] for g in (False, True))  # fmt: skip
+    assert len(fresh) == 1 and fresh[0].endswith("with a fresh head over the union.")
+    assert len(grown) == 1 and "an earlier student, made in the same way from other teachers" in grown[0]
+    assert "took over the rows of the labels" in grown[0] and "fresh head" not in grown[0]

@@ -277,3 +277,26 @@ def test_only_what_is_due_is_tokenized(tmp_path: Path, monkeypatch: pytest.Monke
     assert seen == [10]
     assert sum(1 for _ in stream) == reader.steps(5) - 1
     assert sum(seen) == reader.split.train_rows
+
+
+@pytest.mark.parametrize("group", [1, 2, 64])
+def test_left_out_batches_change_nothing_of_the_others(
+    group: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "_BUFFER_ROWS", 12)
+    monkeypatch.setattr(data, "_SORTED_BATCHES", group)
+    parts = [9, 0, 7, 11, 4]
+    reader = toy.supervision(toy.write(tmp_path, parts), parts)
+    encoded: list[int] = []
+
+    def encode(texts: list[str], pairs: list[str] | None) -> data.Encoded:
+        encoded.append(len(texts))
+        return {"input_ids": [[1] * len(text) for text in texts]}
+
+    batches = ids(reader.train(1, 3, 5, encode))
+    assert len(batches) == reader.steps(3)
+    whole = sum(encoded)
+    for skip in range(len(batches) + 1):
+        encoded.clear()
+        assert ids(reader.train(1, 3, 5, encode, skip)) == batches[skip:]
+    assert sum(encoded) == 0 < whole, "what is left out is not tokenized"

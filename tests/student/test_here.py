@@ -108,6 +108,32 @@ def test_a_killed_training_goes_on_after_the_last_whole_epoch(
     assert ".new" not in epochs_kept(tmp_path / "runs")
 
 
+def test_within_an_epoch_the_latest_checkpoint_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = toy.job(tmp_path, 60, epochs=2, checkpoint_steps=2)
+    steps = job.supervision.steps(job.training.batch_size)
+    undisturbed, heard = train_here(job, "s", str(tmp_path / "other"), Heard(), cuda=False), Heard()
+    report = Here.report
+
+    def dying(self: Here, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
+        report(self, metrics, save)
+        if metrics["step"] == steps + 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(here.Here, "report", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(job, "s", str(tmp_path / "runs"), heard, cuda=False)
+    monkeypatch.undo()
+    assert epochs_kept(tmp_path / "runs") == ["epoch-00001", f"epoch-00001-step-{steps + 4:09d}"]
+    assert len(heard.of("epoch")) == 1, "nobody hears of what is not judged"
+    heard.clear()
+    trained = train_here(job, "s", str(tmp_path / "runs"), heard, cuda=False)
+    assert heard.of("step")[0][0] == steps + 5
+    assert trained.metrics == undisturbed.metrics
+    assert not [name for name in epochs_kept(tmp_path / "runs") if "step" in name]
+
+
 def test_threads_are_given_back_also_where_it_diverges(tmp_path: Path) -> None:
     job = toy.job(tmp_path, 60, weights=np.full(60, np.nan, np.float32))
     before = torch.get_num_threads()

@@ -40,15 +40,16 @@ class Recorder(Solo):
 
 @dataclass
 class Resumable(Recorder):
-    """Keeps the latest checkpoint, whatever its score; starts from it; may be killed after an epoch."""
+    """Keeps the latest checkpoint, whatever its score; starts from it; may be killed after an epoch or a step."""
 
     dies_after: int | None = None
+    dies_at: int | None = None
 
     def report(self, metrics: dict[str, float], save: Callable[[Path], None]) -> None:
         self.epochs.append(metrics)
         self.folder.mkdir(exist_ok=True)
         save(self.folder)
-        if metrics["epoch"] == self.dies_after:
+        if metrics["epoch"] == self.dies_after or metrics["step"] == self.dies_at:
             raise KeyboardInterrupt
 
     def resume(self) -> Path | None:
@@ -268,6 +269,38 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path) -> None:
     third = Resumable(tmp_path / "halves", device=CPU)
     run(job, third)
     assert third.epochs == [], "a finished training has nothing left to do"
+
+
+def test_a_training_that_was_killed_within_an_epoch_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    job = toy.job(tmp_path, epochs=2, dropout=0.1, checkpoint_steps=3)
+    steps = job.supervision.steps(8)
+    assert steps == 10
+    whole = Resumable(tmp_path / "whole", device=CPU)
+    run(job, whole)
+    assert [m["step"] for m in whole.epochs] == [3, 6, 9, 10, 13, 16, 19, 20]
+    assert [m["epoch"] for m in whole.epochs] == [0, 0, 0, 1, 1, 1, 1, 2]
+    judged = [m["held_out_kl"] < loop.UNJUDGED for m in whole.epochs]
+    assert judged == [False, False, False, True] * 2
+    assert {m["finished"] for m in whole.epochs[:-1]} == {0.0}
+    steps_seen: list[int] = []
+    for death in (6, 16):
+        folder = tmp_path / f"killed at {death}"
+        with pytest.raises(KeyboardInterrupt):
+            run(job, Resumable(folder, device=CPU, dies_at=death))
+        steps_seen.clear()
+        second = Resumable(folder, device=CPU, on_progress=lambda done, *_: steps_seen.append(done))
+        run(job, second)
+        assert steps_seen == list(range(death + 1, 21))
+        assert second.epochs == [m for m in whole.epochs if m["step"] > death]
+        close(*(load_file(one / "model.safetensors") for one in (whole.folder, folder)), atol=0)
+
+
+def test_a_loss_that_is_no_number_is_not_kept(tmp_path: Path) -> None:
+    job = toy.job(tmp_path, weights=np.full(96, np.nan, np.float32), checkpoint_steps=3)
+    world = Resumable(tmp_path / "latest", device=CPU)
+    with pytest.raises(StudentError, match=r"^training diverged in epoch 1 \(train KL nan\); lower"):
+        run(job, world)
+    assert world.epochs == []
 
 
 def test_patience(tmp_path: Path) -> None:

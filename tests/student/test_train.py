@@ -57,6 +57,8 @@ def test_the_name_is_what_changes_the_result(tmp_path: Path) -> None:
         replace(job, student=replace(job.student, max_length=31)),
         replace(job, supervision=replace(job.supervision, weight_scale=0.5)),
     ]
+    once = changed(job, epochs=1)
+    others += [once, changed(once, start="streaming"), changed(job, checkpoint_steps=5)]
     names = {training_name(one, "abc") for one in others} | {training_name(job, "abd"), name}
     assert len(names) == len(others) + 2
 
