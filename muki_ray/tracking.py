@@ -2,18 +2,17 @@
 
 Knows MLflow and the run folder; knows nothing of Ray, Torch or the paper. No global state: every call goes
 through a client with an explicit tracking URI. A store that cannot be used at the start is an error that the
-user can mend; one that fails later costs a warning, never the run. Credentials are cut from all that is
-logged.
+user can mend; one that fails later costs a warning, never the run: what it has missed waits until it answers again.
+Credentials are cut from all that is logged.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import json
-import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -22,13 +21,13 @@ from muki_ray import filesystem as locations
 from muki_ray.config import TrackingConfig
 from muki_ray.errors import ConfigError
 from muki_ray.store import RunFolder
+from muki_ray.tracking_outbox import Outbox
 from muki_ray.tracking_store import calm, client_errors, mlflow_module, probe, store_uri, ui_command
 from muki_ray.tracking_values import MOST_VALUE, chunks, clean, finite, flatten, mlflow_name, short
 
 STATE = "tracking.json"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
-_log = logging.getLogger("muki_ray")
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000  # MLflow's own limits
 
 
@@ -103,12 +102,12 @@ class MlflowTracker(Tracker):
 
     def __init__(self, config: TrackingConfig, run: RunFolder, uri: str, artifacts: str | None) -> None:
         self._client = mlflow_module().MlflowClient(tracking_uri=uri)
-        self._failing: set[str] = set()
         opened = self._continued(run) or self._created(config, run, artifacts)
         self._experiment: str = opened.info.experiment_id
         self._known: dict[str, str] = dict(opened.data.params)
         self._tags: set[str] = set(opened.data.tags)
         self._run: str = opened.info.run_id
+        self._outbox = Outbox(lambda: self._client.get_run(self._run))
         self.run_id, self.uri, self.ui_command = self._run, clean(uri), ui_command(uri)
 
     def _continued(self, run: RunFolder) -> Any:
@@ -144,18 +143,6 @@ class MlflowTracker(Tracker):
         tags = {"mlflow.source.name": "muki_ray", "muki_ray.output": output[:MOST_VALUE]}
         return self._client.create_run(experiment_id, run_name=name, tags=tags)
 
-    def _attempt(self, what: str, call: Callable[[], None]) -> None:
-        """Do one thing with MLflow; when that fails, warn once until it works again."""
-        try:
-            with calm(retries=3, timeout=60):
-                call()
-        except Exception as error:  # whatever MLflow, a database driver or an object store may raise
-            if what not in self._failing:
-                _log.warning("MLflow did not take the run's %s (%s); the run goes on", what, short(error))
-            self._failing.add(what)
-        else:
-            self._failing.discard(what)
-
     def params(self, values: Mapping[str, Any]) -> None:
         entities = mlflow_module().entities
         flat = {name: clean(str(value))[:MOST_VALUE] for name, value in flatten(values).items()}
@@ -171,7 +158,7 @@ class MlflowTracker(Tracker):
                 self._client.log_batch(self._run, params=[entities.Param(*item) for item in chunk])
                 self._known.update(chunk)
 
-        self._attempt("params", send)
+        self._outbox.send("params", send)
         if changed:
             self.tags(changed)
 
@@ -191,7 +178,7 @@ class MlflowTracker(Tracker):
             for chunk in chunks(kept, _METRICS_PER_CALL):
                 self._client.log_batch(self._run, metrics=chunk)
 
-        self._attempt("metrics", send)
+        self._outbox.send("metrics", send)
 
     def tags(self, values: Mapping[str, Any]) -> None:
         tag = mlflow_module().entities.RunTag
@@ -202,10 +189,10 @@ class MlflowTracker(Tracker):
                 self._client.log_batch(self._run, tags=[tag(*item) for item in chunk])
             self._tags.update(flat)
 
-        self._attempt("tags", send)
+        self._outbox.send("tags", send)
 
     def text(self, name: str, content: str) -> None:
-        self._attempt("files", lambda: self._client.log_text(self._run, clean(content), name))
+        self._outbox.send("files", lambda: self._client.log_text(self._run, clean(content), name))
 
     def binary(self, name: str, data: bytes) -> None:
         folder, _, base = name.rpartition("/")
@@ -216,7 +203,7 @@ class MlflowTracker(Tracker):
                 path.write_bytes(data)
                 self._client.log_artifact(self._run, str(path), folder or None)
 
-        self._attempt("files", send)
+        self._outbox.send("files", send)
 
     def corpus(self, name: str, fingerprint: str, source: str | Sequence[str]) -> None:
         entities = mlflow_module().entities
@@ -225,10 +212,10 @@ class MlflowTracker(Tracker):
         described = json.dumps({"uri": places[0] if len(places) == 1 else places[:50], "places": len(places)})
         dataset = entities.Dataset(name=name, digest=fingerprint, source_type=kind, source=described)
         given = entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "integration")])
-        self._attempt("corpus", lambda: self._client.log_inputs(self._run, [given]))
+        self._outbox.send("corpus", lambda: self._client.log_inputs(self._run, [given]))
 
     def model(self, folder: str, input_example: Sequence[str] | None = None) -> None:
-        self._attempt("model", lambda: self._log_model(folder, input_example))
+        self._outbox.send("model", lambda: self._log_model(folder, input_example))
 
     def _log_model(self, folder: str, input_example: Sequence[str] | None) -> None:
         """`mlflow.transformers.log_model` by its parts: the whole would need the global tracking URI."""
@@ -281,7 +268,8 @@ class MlflowTracker(Tracker):
             self._client.log_outputs(self._run, [LoggedModelOutput(logged.model_id, step=0)])
 
     def finish(self, status: Status = "FINISHED") -> None:
-        self._attempt("end", lambda: self._client.set_terminated(self._run, status=status))
+        self._outbox.send("end", lambda: self._client.set_terminated(self._run, status=status))
+        self._outbox.close()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from muki_ray import tracking_outbox
 from muki_ray.config import TrackingConfig
 from muki_ray.errors import ConfigError
 from muki_ray.store import RunFolder
@@ -393,9 +394,14 @@ def test_deleted_experiment_is_named(config: TrackingConfig, tmp_path: Path) -> 
 # -- when the store fails in the middle --------------------------------------------------------------
 
 
-def test_the_run_goes_on_when_the_database_breaks(
-    first_run: FirstRun, run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_what_a_broken_database_missed_it_gets_when_it_is_whole_again(
+    first_run: FirstRun,
+    run: RunFolder,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tracking_outbox, "REST_S", 0)
     copy = tmp_path / "mlflow.db"
     shutil.copy(first_run.output / "mlflow.db", copy)
     tracker = open_tracker(TrackingConfig(uri=f"sqlite:///{copy}"), run)
@@ -403,20 +409,28 @@ def test_the_run_goes_on_when_the_database_breaks(
     assert caplog.records == []
     whole = copy.read_bytes()
     copy.write_bytes(b"no database" * 10_000)
-    for step in range(3):
+    for step in range(1, 4):
         tracker.metrics({"kl": 0.5}, step=step)
     tracker.params({"a": 1})
     tracker.finish()
     messages = [record.getMessage() for record in caplog.records]
     assert [message.split(" (")[0] for message in messages] == [
-        "MLflow did not take the run's metrics",
-        "MLflow did not take the run's params",
-        "MLflow did not take the run's end",
-    ], "one line each, however often it fails"
+        "MLflow does not answer",
+        "MLflow has not got the run's end, metrics, params; run again to record what it lacks",
+    ], "one line however often it fails, and one at the end"
     assert all("\n" not in message for message in messages)
     copy.write_bytes(whole)
-    tracker.metrics({"kl": 0.25}, step=3)
-    assert recorded(tracker).data.metrics == {"kl": 0.25}, "it records again when the store is back"
+    tracker.metrics({"kl": 0.25}, step=4)
+    history = client(tracker).get_metric_history(tracker.run_id, "kl")
+    assert [(point.step, point.value) for point in history] == [
+        (0, 1),
+        (1, 0.5),
+        (2, 0.5),
+        (3, 0.5),
+        (4, 0.25),
+    ]
+    assert recorded(tracker).data.params == {"a": "1"}
+    assert recorded(tracker).info.status == "FINISHED"
 
 
 def test_the_run_goes_on_when_the_store_vanishes(first_run: FirstRun, run: RunFolder, tmp_path: Path) -> None:

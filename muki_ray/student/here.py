@@ -22,6 +22,8 @@ import torch
 from muki_ray.student.loop import METRICS_FILE, UNJUDGED, TrainingJob, run
 from muki_ray.student.train import Trained
 
+_FRESH, _OLD = ".new", ".old"  # an epoch on its way in, and one on its way out
+
 
 @dataclass
 class Here:
@@ -51,8 +53,8 @@ class Here:
         judged = metrics["held_out_kl"] < UNJUDGED
         if judged:
             self.send("epoch", metrics)
-        fresh = self.folder / ".new"
-        shutil.rmtree(fresh, ignore_errors=True)
+        self.tidy()
+        fresh = self.folder / _FRESH
         fresh.mkdir(parents=True)
         save(fresh)
         (fresh / METRICS_FILE).write_text(json.dumps(metrics))
@@ -63,7 +65,13 @@ class Here:
         kept = {self._latest(), self._best()}
         for folder in self._epochs():
             if folder not in kept:
-                shutil.rmtree(folder)
+                # a folder that is half gone must not be taken for an epoch
+                shutil.rmtree(folder.rename(self.folder / _OLD))
+
+    def tidy(self) -> None:
+        """Remove what a killed run left half written, or half thrown away."""
+        for name in (_FRESH, _OLD):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def resume(self) -> Path | None:
         """The latest checkpoint, which need not be the best."""
@@ -110,6 +118,7 @@ def train_here(
         UserError: the training diverged, or the base model or the supervision is not what it was.
     """
     world = Here(Path(storage) / f"{name}-here", send, torch.device("cuda" if cuda else "cpu"))
+    world.tidy()
     if world.finished() is None:
         before = torch.get_num_threads()
         try:

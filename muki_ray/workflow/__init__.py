@@ -116,7 +116,8 @@ def _execute(config: IntegrateConfig, may_train: bool) -> RunResult:
             result = _stages(run, cluster, may_train)
         tracker.finish("FINISHED")
     except BaseException as error:
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        # Ray turns a SIGTERM, with which clusters end a job, into SystemExit
+        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     return result
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -132,6 +133,29 @@ def test_within_an_epoch_the_latest_checkpoint_is_kept(
     assert heard.of("step")[0][0] == steps + 5
     assert trained.metrics == undisturbed.metrics
     assert not [name for name in epochs_kept(tmp_path / "runs") if "step" in name]
+
+
+def test_killed_while_an_epoch_is_thrown_away_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = flipped(tmp_path, epochs=4)
+    undisturbed = train_here(job, "s", str(tmp_path / "other"), Heard(), cuda=False)
+    rmtree = shutil.rmtree
+
+    def dying(folder: Path, ignore_errors: bool = False) -> None:
+        if ignore_errors:
+            rmtree(folder, ignore_errors=True)
+        else:
+            (folder / METRICS_FILE).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(here.shutil, "rmtree", dying)
+    with pytest.raises(KeyboardInterrupt):
+        train_here(job, "s", str(tmp_path / "runs"), Heard(), cuda=False)
+    monkeypatch.undo()
+    trained = train_here(job, "s", str(tmp_path / "runs"), Heard(), cuda=False)
+    assert trained.metrics == undisturbed.metrics
+    assert epochs_kept(tmp_path / "runs") == epochs_kept(tmp_path / "other")
 
 
 def test_threads_are_given_back_also_where_it_diverges(tmp_path: Path) -> None:
