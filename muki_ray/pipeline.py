@@ -73,8 +73,14 @@ def learn_from_corpus(task: IntegrationTask) -> Learned:
         return task.sample(shard)
 
     run = ray.remote(sample).options(num_cpus=LIGHT_TASK_CPUS, max_retries=3)
-    reference = ray.put(task)
-    parts = ray.get([run.remote(reference, shard) for shard in task.sampled_shards()])
+    reference, at_once = ray.put(task), light_tasks(ray.cluster_resources())
+    waiting: list[Any] = []
+    parts: list[Sample] = []
+    for shard in task.sampled_shards():
+        if len(waiting) == at_once:  # sent all at once, each would want a process of its own
+            parts.append(ray.get(waiting.pop(0)))
+        waiting.append(run.remote(reference, shard))
+    parts += ray.get(waiting)
     if not any(len(part.scores_SM) for part in parts):
         raise TeacherError(
             f"no row of the corpus has a finite answer from all {len(task.tasks)} teachers; score them one by one to find which fails"
