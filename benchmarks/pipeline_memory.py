@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -99,8 +99,8 @@ def _pss(pid: int) -> float:
     return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
 
 
-def child(scratch: str) -> None:
-    """The run: from the texts to the supervision."""
+def score_corpus(scratch: str, then: Callable[[], object] = lambda: None) -> None:
+    """The run: from the texts to the supervision. `then` is called while Ray is still there."""
     from muki_ray.config import parse_config
     from muki_ray.pipeline import scoring_task
     from muki_ray.planning import on_gpu
@@ -131,6 +131,7 @@ def child(scratch: str) -> None:
         gpu = on_gpu(config.teachers[0].resources, cluster.resources)
         tasks = [scoring_task(spec.resolved(gpu), config.method, run.corpora, folder) for spec in specs]
         score_and_integrate(run, draw_up(config, tasks, cluster))
+        then()
 
 
 def main() -> None:
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        child(options.child)
+        score_corpus(options.child)
     elif len(options.rows) == 2:
         print(json.dumps(memory_growth(*options.rows), indent=2))
     else:

@@ -25,8 +25,8 @@ from pydantic import (
 
 from muki_ray.config_input import first_problem, override, read_yaml
 from muki_ray.errors import ConfigError
-from muki_ray.filesystem import redact_all
 from muki_ray.uncertainty import SAMPLED, UNBOUNDED
+from muki_ray.uris import redact_all
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]

@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from muki_ray.errors import ConfigError
+from muki_ray.uris import clean
 
 _LONGEST_VALUE = 120  # characters of a wrong value that a message shows
 
@@ -48,7 +49,16 @@ def read_yaml(path: str) -> Any:
             f"cannot read configuration {path!r}: {error}; give a YAML file in UTF-8"
         ) from error
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path!r} is not valid YAML: {error}") from error
+        raise ConfigError(f"{path!r} is not valid YAML: {_where_and_why(error)}") from error
+
+
+def _where_and_why(error: yaml.YAMLError) -> str:
+    """The error without the piece of the file that PyYAML quotes, in which half a password may stand."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    context = f"{error.context}, " if error.context else ""
+    return f"{context}{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
 
 
 def override(content: dict[str, Any], text: str) -> dict[str, Any]:
@@ -65,7 +75,9 @@ def override(content: dict[str, Any], text: str) -> dict[str, Any]:
     try:
         value = yaml.load(given, _Loader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"the value of override {text!r} is not valid YAML: {error}") from error
+        raise ConfigError(
+            f"the value of override {text!r} is not valid YAML: {_where_and_why(error)}"
+        ) from error
 
     def put(node: Any, path: list[str]) -> Any:
         if not path:
@@ -113,8 +125,8 @@ def first_problem(error: ValidationError) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: cut where it is long, so that the line stays readable."""
-    text = repr(value)
+    """A value as a message shows it: without credentials, cut where it is long, so that the line stays readable."""
+    text = clean(repr(value))  # before it is cut: half a URI is not known for one
     return text if len(text) <= _LONGEST_VALUE else text[: _LONGEST_VALUE - 3] + "..."
 
 

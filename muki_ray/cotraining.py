@@ -6,13 +6,14 @@ scores look different on its own rows. So two classifiers guess the owner of a r
 
 1. start: `w = softmax(s / (0.6 sd))` from the method's score alone;
 2. the text's classifier learns `w`; the scores' classifier learns what the text's says;
-3. belief = `w * (text * scores / share) ** 1.5`, as for independent witnesses; twice more the classifiers learn from that.
+3. belief = `w * (text * scores * share / (share learned by either)) ** 1.5`, as for independent witnesses; twice more
+   the classifiers learn from that.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
-Beliefs are probabilities over the teachers. What this cannot mend: scores that lean to one teacher throughout; each
-round may then lean further, and the choice end worse than the scores' own. Nothing asks the shares to be alike, but a
-teacher that owns a tenth of the corpus is overrated: there it wins nothing over raw scores. Figures:
-`benchmarks/results/quality.md`.
+A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
+the text's classifier says of the rows that the scores are surest of: were they taken from the beliefs, scores that lean
+to one teacher throughout would lean further with each round. What this cannot mend: where one teacher owns nearly all
+and the texts tell teachers apart badly, the others are overrated. Beliefs are probabilities over the teachers.
 
 Pure: arrays and texts in, arrays out. Knows no files, no models, no Ray.
 
@@ -29,13 +30,13 @@ from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize
+from scipy.optimize import minimize, nnls
 from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
 from muki_ray.errors import StoreError
-from muki_ray.text_view import folds, rarity, view
-from muki_ray.uncertainty import SAMPLED, SCORES, Floats, TeacherEvidence, scores, softmax
+from muki_ray.text_view import axes, counts, folds, rarity, view
+from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, Floats, TeacherEvidence, scores, softmax
 
 # rows that are learned from at most, so that fitting stays short beside scoring
 MOST_ROWS = 20_000
@@ -45,21 +46,31 @@ _ROUNDS = 3
 _EMPHASIS = 1.5
 # the start's temperature, in standard deviations of the scores
 _START = 0.6
+# a row teaches by this power of how far its best belief is ahead
+_DOUBT = 0.5
+# how much the scores' own shares count where they are estimated; the least share, of an even one
+_CAUTION, _LEAST_SHARE = 0.03, 0.01
 # strength of the squared penalty, in rows
 _TEXT_PENALTY, _SCORES_PENALTY = 1.0, 3.0
 _STEPS = 60
 # no classifier may rule a teacher out
 _LEAST = 1e-5
 _LEAST_SPREAD = 1e-9
+# a score of 1 counts as so far from 1
+_NEAREST = 1e-3
 
 Matrix = NDArray[np.float64]
 
 
 def score_view(evidence: Sequence[TeacherEvidence]) -> Matrix:
-    """Every score that the evidence allows, of every teacher: `[N, X]`."""
+    """Every score that the evidence allows, of every teacher: `[N, X]`.
+
+    Scores that end at 1 crowd there, so that their distance from it comes beside them, as a logarithm.
+    """
     sampled = all(one.mc_probs is not None for one in evidence)
-    names = [name for name in SCORES if sampled or name not in SAMPLED]
-    return np.concatenate([scores(name, list(evidence)) for name in names], axis=1)
+    found = {name: scores(name, list(evidence)) for name in SCORES if sampled or name not in SAMPLED}
+    spread = [-np.log(1.0 + _NEAREST - part) for name, part in found.items() if name not in UNBOUNDED]
+    return np.concatenate([*found.values(), *spread], axis=1)
 
 
 @dataclass(frozen=True)
@@ -68,14 +79,14 @@ class CoTraining:
 
     Attributes:
         spread: standard deviation of the method's scores, all teachers together.
-        share_M: mean of the beliefs that the last classifiers learned from.
+        prior_M: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
         rarity_D: of the text's columns.
         centre_X, scale_X: of the scores.
         text_FDM, text_bias_FM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
     """
 
     spread: float
-    share_M: NDArray[np.float32]
+    prior_M: NDArray[np.float32]
     rarity_D: NDArray[np.float32]
     centre_X: NDArray[np.float32]
     scale_X: NDArray[np.float32]
@@ -100,9 +111,9 @@ class CoTraining:
         if not len(texts):
             return np.zeros(np.shape(scores_NM))
         place_N = folds(texts, _FOLDS)
-        text = view(texts, self.rarity_D)
+        text = view(counts(texts), self.rarity_D)
         seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_X) / self.scale_X
-        odds = _start(scores_NM, self.spread) - _EMPHASIS * np.log(self.share_M.astype(np.float64))
+        odds = _start(scores_NM, self.spread) + _EMPHASIS * self.prior_M.astype(np.float64)
         for f in range(_FOLDS):
             rows = np.flatnonzero(place_N == f)
             if len(rows):
@@ -149,24 +160,72 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
     if not len(start_SM):
         raise ValueError("co-training needs rows to learn from, got none")
     spread = float(start_SM.std())
-    rarity_D = rarity(texts)
+    counted = counts(texts)
+    rarity_D = rarity(counted)
     views_SX = np.asarray(views_SX, dtype=np.float64)
     centre_X, scale_X = views_SX.mean(axis=0).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
     with threadpool_limits(1):
-        text = _View(view(texts, rarity_D), folds(texts, _FOLDS), _TEXT_PENALTY)
+        words = view(counted, rarity_D)
+        axes_DL = axes(words)
+        text = _View(np.asarray(words @ axes_DL, dtype=np.float64), folds(texts, _FOLDS), _TEXT_PENALTY)
         seen = _View((views_SX - centre_X) / scale_X, text.place_S, _SCORES_PENALTY)
         start = _start(start_SM, spread)
-        belief = softmax(start)
+        first = belief = softmax(start)
+        share_M = None
         for _ in range(_ROUNDS):
-            share_M = np.clip(belief.mean(axis=0), _LEAST, None)
-            of_text = text.learn(belief)
-            of_scores = seen.learn(np.exp(of_text))
-            belief = softmax(start + _EMPHASIS * (of_text + of_scores - np.log(share_M)))
+            weight_S = _sure(belief) ** _DOUBT
+            of_text = text.learn(belief, weight_S)
+            heard = np.exp(of_text)
+            if share_M is None:
+                share_M = shares(heard, first)
+            of_scores = seen.learn(heard, np.ones(len(heard)))
+            # both say what they were taught: their own shares go, the estimated ones come
+            taught_M = weight_S @ belief / weight_S.sum()
+            prior_M = np.log(share_M) - _log(taught_M) - _log(heard.mean(axis=0))
+            belief = softmax(start + _EMPHASIS * (of_text + of_scores + prior_M))
+    axes_FLM, text_bias_FM = text.coefficients()
     return CoTraining(
-        spread, share_M.astype(np.float32), rarity_D, centre_X, scale_X,
-        *text.coefficients(), *seen.coefficients(),
+        spread, prior_M.astype(np.float32), rarity_D, centre_X, scale_X,
+        np.matmul(axes_DL, axes_FLM), text_bias_FM, *seen.coefficients(),
     )  # fmt: skip
+
+
+def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
+    """Share of the rows that each teacher owns, `[M]`, sums to 1.
+
+    On the rows that a teacher's score is surest of, what the text's classifier says on average tells what it says of
+    this teacher's rows; the shares are those with which these averages add up to its average over all rows. What the
+    scores' extremes do not show (a score that is a little too high everywhere) so has no say. Where the texts tell
+    teachers apart badly the averages are alike, and the shares stay near those of the scores alone.
+
+    Args:
+        said_SM: probabilities that a classifier gives to rows which it has not learned from.
+        first_SM: beliefs from the scores alone.
+    """
+    count = first_SM.shape[1]
+    surest_SM = _sure(first_SM)[:, None] * np.eye(count)[first_SM.argmax(axis=1)]
+    total_M = surest_SM.sum(axis=0)
+    of_own_MM = surest_SM.T @ said_SM / np.clip(total_M, _LEAST_SPREAD, None)[:, None]
+    # no row speaks for this teacher: its share stays
+    of_own_MM[total_M < _LEAST_SPREAD] = said_SM.mean(axis=0)
+    wanted = np.concatenate([said_SM.mean(axis=0), _CAUTION * first_SM.mean(axis=0)])
+    found, _ = nnls(np.concatenate([of_own_MM.T, _CAUTION * np.eye(count)]), wanted)
+    found = np.clip(found / found.sum(), _LEAST_SHARE / count, None)
+    return np.asarray(found / found.sum())
+
+
+def _sure(belief_SM: Matrix) -> Matrix:
+    """How far the best belief is ahead of the second, `[S]`; 1 everywhere where no row prefers any teacher."""
+    if belief_SM.shape[1] < 2:
+        return np.ones(len(belief_SM))
+    best = np.sort(belief_SM, axis=1)
+    ahead = best[:, -1] - best[:, -2]
+    return np.asarray(ahead if ahead.max() > _LEAST_SPREAD else np.ones(len(ahead)))
+
+
+def _log(share_M: Matrix) -> Matrix:
+    return np.asarray(np.log(np.clip(share_M, _LEAST, None)))
 
 
 def _start(scores_NM: Floats, spread: float) -> Matrix:
@@ -183,14 +242,14 @@ class _View:
         self.rows, self.place_S, self.penalty = rows, place_S, penalty
         self._found: list[NDArray[np.float32]] = []
 
-    def learn(self, belief_SM: Matrix) -> Matrix:
-        """Log probabilities `[S, M]` of classifiers that learned the beliefs of the other folds' rows."""
+    def learn(self, belief_SM: Matrix, weight_S: Matrix) -> Matrix:
+        """Log probabilities `[S, M]` of classifiers that learned the beliefs of the other folds' rows, by weight."""
         said = np.zeros(belief_SM.shape)
         found = []
         for f in range(_FOLDS):
             rest, own = np.flatnonzero(self.place_S != f), np.flatnonzero(self.place_S == f)
             before = self._found[f] if self._found else np.zeros((self.rows.shape[1] + 1, belief_SM.shape[1]))
-            fitted = _fitted(self.rows[rest], belief_SM[rest], self.penalty, before)
+            fitted = _fitted(self.rows[rest], belief_SM[rest], weight_S[rest], self.penalty, before)
             found.append(fitted.astype(np.float32))
             said[own] = _said(self.rows[own], found[-1][:-1], found[-1][-1])
         self._found = found
@@ -202,15 +261,15 @@ class _View:
         return stacked[:, :-1], stacked[:, -1]
 
 
-def _fitted(rows: Any, belief: Matrix, penalty: float, before: NDArray[Any]) -> Matrix:
+def _fitted(rows: Matrix, belief: Matrix, weight: Matrix, penalty: float, before: NDArray[Any]) -> Matrix:
     """Multinomial logistic regression on soft labels: weights, and the biases as the last row, `[width + 1, M]`."""
-    shape = before.shape
+    shape, weight = before.shape, weight[:, None]
 
     def loss(flat: Matrix) -> tuple[float, Matrix]:
         weights = flat.reshape(shape)
         logs = log_softmax(rows @ weights[:-1] + weights[-1], axis=1)
-        off = np.exp(logs) - belief
-        value = -(belief * logs).sum() + 0.5 * penalty * float((weights[:-1] ** 2).sum())
+        off = weight * (np.exp(logs) - belief)
+        value = -(weight * belief * logs).sum() + 0.5 * penalty * float((weights[:-1] ** 2).sum())
         slope = np.concatenate([rows.T @ off + penalty * weights[:-1], off.sum(axis=0, keepdims=True)])
         return value, slope.reshape(-1)
 
@@ -219,7 +278,7 @@ def _fitted(rows: Any, belief: Matrix, penalty: float, before: NDArray[Any]) -> 
     return np.asarray(found.reshape(shape))
 
 
-def _said(rows: Any, weights: NDArray[Any], bias: NDArray[Any]) -> Matrix:
+def _said(rows: Any, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Matrix:
     """Log probabilities of a classifier, none of them below that of `_LEAST`. `[N, M]`."""
-    logs = log_softmax(rows @ weights.astype(np.float64) + bias.astype(np.float64), axis=1)
+    logs = log_softmax((rows @ weights).astype(np.float64) + bias, axis=1)
     return np.maximum(logs, np.log(_LEAST))

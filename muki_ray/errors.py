@@ -1,10 +1,12 @@
 """Errors that a user can mend.
 
-Each carries one line: what is wrong, the value received, what to do. Entry points print that line and
-leave with exit code 2; no traceback. Anything else that is raised is a defect of this package.
+Each carries one line: what is wrong, the value received, what to do, and no credentials. Entry points print that
+line and leave with exit code 2; no traceback. Anything else that is raised is a defect of this package.
 """
 
 from __future__ import annotations
+
+from muki_ray.uris import clean
 
 
 class UserError(Exception):
@@ -13,7 +15,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(" ".join(clean(message).split()))
 
 
 class ConfigError(UserError):
@@ -38,6 +40,10 @@ class StudentError(UserError):
 
 class StoreError(UserError):
     """A folder of the run disagrees with its own manifest, or is in use by another run."""
+
+
+class StorageError(StoreError, OSError):
+    """Storage does not answer, or does not let us. An `OSError` too, as what failed was one."""
 
 
 class ResourceError(UserError):

@@ -2,83 +2,67 @@
 
 Knows `pyarrow.fs` and `fsspec`; knows nothing of corpora, evidence or models.
 Local paths, `file://`, `s3://` and `gs://` go through pyarrow's own filesystems, every other scheme
-(`hf://`, `abfs://`, ...) through the fsspec package that serves it.
+(`hf://`, `abfs://`, ...) through the fsspec package that serves it. Whatever it is, what it does is tried again where
+it fails in a way that may pass (`steady`).
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from functools import cache, partial
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import pyarrow as pa
 from pyarrow import fs
 
-from muki_ray.errors import ConfigError
+from muki_ray.errors import ConfigError, UserError
+from muki_ray.retrying import patiently
+from muki_ray.steady import Steady
+from muki_ray.uris import absolute, clean, join, redact, redact_all, scheme
 
-_SCHEME = re.compile(r"^([a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_URI = re.compile(r"[a-z][a-z0-9+.-]+://[^\s'\"]*", re.IGNORECASE)
-_SECRET_START = re.compile(r"[^:]*:(?!\d{1,5}$).*")  # `key:sec`, but not `host:9000`
+__all__ = [
+    "absolute",
+    "copy_tree",
+    "exists",
+    "is_local",
+    "join",
+    "open_location",
+    "plain",
+    "redact",
+    "redact_all",
+    "scheme",
+]
 
-
-def scheme(location: str) -> str:
-    """Scheme of a URI in lower case, or `""` for a local path."""
-    match = _SCHEME.match(location)
-    return match.group(1).lower() if match else ""
-
-
-def absolute(location: str) -> str:
-    """The same place, independent of the working directory. URIs come back unchanged."""
-    return location if scheme(location) else str(Path(location).expanduser().absolute())
-
-
-def join(location: str, *parts: str) -> str:
-    """Append path parts to a path or URI; the options of a URI (`?region=...`) stay at its end."""
-    options = ""
-    if scheme(location) not in ("", "file"):
-        location, mark, rest = location.partition("?")
-        options = mark + rest
-    return "/".join([location.rstrip("/"), *(part.strip("/") for part in parts)]) + options
-
-
-def redact(location: str) -> str:
-    """The location without credentials (`s3://key:secret@bucket`, query strings): safe to print and store."""
-    kind = scheme(location)
-    if kind in ("", "file"):
-        return location
-    head, _, rest = location.partition("://")
-    authority, _, path = rest.partition("/")
-    if "@" in authority:
-        rest = rest[authority.rindex("@") + 1 :]
-    elif "@" in path and _SECRET_START.fullmatch(authority):
-        # `s3://key:sec/ret@bucket` is malformed, but people write it; the `@` of `hf://.../name@v1` stays
-        rest = path.rpartition("@")[2]
-    return f"{head}://{rest.split('?', 1)[0]}"
-
-
-def _scrub(text: str) -> str:
-    """An error's text with every URI in it redacted."""
-    return _URI.sub(lambda match: redact(match.group()), text)
-
-
-def redact_all(value: Any) -> Any:
-    """A copy of nested mappings and lists in which every string is safe to store."""
-    if isinstance(value, Mapping):
-        return {key: redact_all(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [redact_all(inner) for inner in value]
-    return redact(value) if isinstance(value, str) else value
+# what may stand behind the `?` of an s3 URI
+_S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
+_S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:
-    """Filesystem and path of a location.
+    """Filesystem and path of a location. The filesystem is picklable, and opened anew where it arrives.
 
     Raises:
         ConfigError: the scheme is unknown, its package is missing, or the URI is malformed.
+        StorageError: an S3 bucket's region cannot be had.
     """
+    kind = scheme(location)
+    opened = _native(location)
+    shown = "" if kind in ("", "file") else f"{kind}://"
+    return fs.PyFileSystem(Steady(shown, partial(_native_filesystem, location), opened[0])), opened[1]
+
+
+def plain(filesystem: fs.FileSystem) -> fs.FileSystem:
+    """What a filesystem of `open_location` is made of: pyarrow's own, or one of fsspec, which fails at once."""
+    handler = filesystem.handler if isinstance(filesystem, fs.PyFileSystem) else None
+    return handler.inner if isinstance(handler, Steady) else filesystem
+
+
+def _native_filesystem(location: str) -> fs.FileSystem:
+    return _native(location)[0]
+
+
+def _native(location: str) -> tuple[fs.FileSystem, str]:
     kind = scheme(location)
     if kind in ("", "file"):
         return fs.LocalFileSystem(), absolute(_file_path(location) if kind else location)
@@ -86,16 +70,18 @@ def open_location(location: str) -> tuple[fs.FileSystem, str]:
         if kind in ("s3", "gs", "gcs") and not urlsplit(location).netloc:
             raise ValueError("there is no bucket")
         if kind == "s3":
-            return fs.FileSystem.from_uri(_s3_uri(location))
+            return _s3(location)
         if kind in ("gs", "gcs"):
             return fs.FileSystem.from_uri("gs" + location[len(kind) :])
         import fsspec
 
         filesystem, path = fsspec.core.url_to_fs(location)
         return fs.PyFileSystem(fs.FSSpecHandler(filesystem)), path
+    except UserError:
+        raise
     except (pa.ArrowException, ValueError, ImportError, OSError) as error:
         raise ConfigError(
-            f"cannot open {redact(location)!r}: {_scrub(str(error))}; "
+            f"cannot open {redact(location)!r}: {clean(str(error))}; "
             "use a local path, s3://, gs://, hf:// or a scheme whose fsspec package is installed"
         ) from error
 
@@ -110,27 +96,69 @@ def _file_path(location: str) -> str:
     return unquote(slash + path)
 
 
-def _s3_uri(location: str) -> str:
-    """The location with the endpoint of the standard `AWS_ENDPOINT_URL` variables spelled out in it.
+def _s3(location: str) -> tuple[fs.S3FileSystem, str]:
+    """Filesystem and path of `s3://[key:secret@]bucket/path[?region=...&scheme=...&endpoint_override=...]`.
 
-    With an endpoint of one's own there is no region to look up, so the usual default stands in for it.
+    Without an endpoint in it the standard `AWS_ENDPOINT_URL` variables count, without a key the usual chain of
+    credentials: environment, profile, instance role. Not left to pyarrow's own reading of the URI, which gives a
+    client that would hold threads of the pool that Ray Train's uploads wait for (`background_writes`), and that makes
+    three requests of a small file (`allow_delayed_open`).
     """
     parts = urlsplit(location)
-    options = dict(parse_qsl(parts.query))
+    credentials, _, bucket = parts.netloc.rpartition("@")
+    key, _, secret = credentials.partition(":")
+    if ":" in bucket or parts.fragment:
+        raise ValueError("a bucket has no colon; write / as %2F and # as %23 in a secret or a name")
+    given = dict(parse_qsl(parts.query, keep_blank_values=True))
+    unknown = sorted(set(given) - {*_S3_TEXTS, *_S3_FLAGS})
+    if unknown:
+        raise ValueError(
+            f"an s3 URI has no option {unknown[0]!r}, only {', '.join([*_S3_TEXTS, *_S3_FLAGS])}"
+        )
+    options: dict[str, Any] = {name: given[name] for name in _S3_TEXTS if name in given}
+    for name in set(given) & set(_S3_FLAGS):
+        if given[name] not in ("true", "false"):
+            raise ValueError(f"{name} is {given[name]!r}, not true or false")
+        options[name] = given[name] == "true"
+    options = {**_s3_endpoint(), **options} if "endpoint_override" not in given else options
+    if "region" not in options:
+        # with an endpoint of one's own there is no region to look up
+        options["region"] = _usual_region() if "endpoint_override" in options else _region(bucket)
+    filesystem = fs.S3FileSystem(
+        access_key=unquote(key) or None,
+        secret_key=unquote(secret) or None,
+        background_writes=False,
+        allow_delayed_open=True,
+        **options,
+    )
+    return filesystem, (bucket + unquote(parts.path)).rstrip("/")
+
+
+def _s3_endpoint() -> dict[str, str]:
+    """Endpoint and scheme of the standard environment variables, where they name one."""
     variable = "AWS_ENDPOINT_URL_S3" if os.environ.get("AWS_ENDPOINT_URL_S3") else "AWS_ENDPOINT_URL"
     endpoint = os.environ.get(variable)
-    if endpoint and "endpoint_override" not in options:
-        url = urlsplit(endpoint)
-        if url.scheme not in ("http", "https") or not url.netloc:
-            raise ValueError(f"{variable} is {redact(endpoint)!r}, not of the form http://host:port")
-        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-        options = {"region": region, "scheme": url.scheme, "endpoint_override": url.netloc, **options}
-    return urlunsplit(parts._replace(query=urlencode(options)))
+    if not endpoint:
+        return {}
+    url = urlsplit(endpoint)
+    if url.scheme not in ("http", "https") or not url.netloc:
+        raise ValueError(f"{variable} is {redact(endpoint)!r}, not of the form http://host:port")
+    return {"scheme": url.scheme, "endpoint_override": url.netloc}
+
+
+def _usual_region() -> str:
+    return os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+
+
+@cache
+def _region(bucket: str) -> str:
+    """Where a bucket of the public service lies; asked once a process."""
+    return str(patiently("find the region of", f"s3://{bucket}", partial(fs.resolve_s3_region, bucket)))
 
 
 def is_local(filesystem: fs.FileSystem) -> bool:
     """Whether files of this filesystem can be renamed in place and opened by plain `open`."""
-    return isinstance(filesystem, fs.LocalFileSystem)
+    return isinstance(plain(filesystem), fs.LocalFileSystem)
 
 
 def exists(location: str) -> bool:

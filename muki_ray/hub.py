@@ -99,6 +99,8 @@ def _fetch_uri(location: str, error: type[UserError], what: str) -> Path:
             for info in filesystem.get_file_info(fs.FileSelector(root))
             if info.type == fs.FileType.File and _relevant(Path(info.path))
         ]
+    except UserError as problem:
+        raise error(f"{what}: {problem}") from problem
     except OSError as problem:
         raise error(
             f"{what}: cannot list {shown!r} ({problem}); check the URI and the credentials"
@@ -124,6 +126,8 @@ def _fetch_uri(location: str, error: type[UserError], what: str) -> Path:
         except OSError:
             if not target.is_dir():  # else another process of this machine was faster
                 raise
+    except UserError as problem:
+        raise error(f"{what}: {problem}") from problem
     except OSError as problem:
         raise error(
             f"{what}: cannot copy {shown!r} to {str(target.parent)!r} ({problem}); "

@@ -19,8 +19,8 @@ import os
 import re
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from muki_ray import filesystem as locations
-from muki_ray.errors import StoreError
+from muki_ray.errors import StoreError, UserError
+from muki_ray.retrying import patiently
 
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-\d+\.parquet")
@@ -48,7 +49,10 @@ def part_name(shard: int) -> str:
 
 @dataclass(frozen=True)
 class Folder:
-    """One folder of the run, local or in an object store. Cheap to send to another process."""
+    """One folder of the run, local or in an object store. Cheap to send to another process.
+
+    What its methods do with storage is tried again where it fails in a way that may pass.
+    """
 
     location: str
 
@@ -62,6 +66,20 @@ class Folder:
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "location", state["location"])
 
+    def __repr__(self) -> str:
+        # Ray notes what its workers are given
+        return f"Folder({self.shown!r})"
+
+    @property
+    def shown(self) -> str:
+        """Path or URI without credentials."""
+        return locations.redact(self.location)
+
+    @property
+    def name(self) -> str:
+        """Last part of the path."""
+        return self.shown.rstrip("/").rsplit("/", 1)[-1]
+
     def sub(self, *parts: str) -> Folder:
         """A folder below this one."""
         return Folder(locations.join(self.location, *parts))
@@ -71,7 +89,7 @@ class Folder:
         return locations.join(self.location, name)
 
     def _shown(self, name: str) -> str:
-        return locations.redact(self.path(name))
+        return self.sub(name).shown
 
     # -- reading -------------------------------------------------------------------------------------
 
@@ -86,10 +104,21 @@ class Folder:
         infos = filesystem.get_file_info(fs.FileSelector(root, allow_not_found=True))
         return {i.base_name for i in infos if i.type == fs.FileType.File and not i.base_name.startswith(".")}
 
+    def _open(self, name: str) -> pa.NativeFile:
+        """A file to be read anywhere: of such a one an object store is asked once for all that is wanted.
+
+        Raises:
+            StoreError: it is not there.
+        """
+        filesystem, root = self._opened
+        try:
+            return filesystem.open_input_file(f"{root}/{name}")
+        except FileNotFoundError as error:
+            raise StoreError(f"{self._shown(name)} is missing; delete {self.shown} and run again") from error
+
     def read_bytes(self, name: str) -> bytes:
         """Content of a file."""
-        filesystem, root = self._opened
-        with filesystem.open_input_stream(f"{root}/{name}", compression=None) as stream:
+        with self._open(name) as stream:
             return bytes(stream.read())
 
     def read_json(self, name: str) -> Any:
@@ -101,13 +130,12 @@ class Folder:
 
     def read_table(self, name: str, columns: list[str] | None = None) -> pa.Table:
         """Content of a Parquet file; with `columns`, only those are fetched."""
-        filesystem, root = self._opened
         try:
             if columns is None:
                 return pq.read_table(io.BytesIO(self.read_bytes(name)))
-            with filesystem.open_input_file(f"{root}/{name}") as stream:
+            with self._open(name) as stream:
                 return pq.read_table(stream, columns=columns)
-        except FileNotFoundError:
+        except UserError:
             raise
         except (pa.ArrowException, OSError) as error:  # a damaged page is an OSError
             raise StoreError(
@@ -119,22 +147,12 @@ class Folder:
     def write_bytes(self, name: str, data: bytes) -> None:
         """Write a file so that it is whole or absent, never half there."""
         filesystem, root = self._opened
-        if not locations.is_local(filesystem):
-            # no compression: pyarrow would guess it from the name, and reading does not
-            with filesystem.open_output_stream(f"{root}/{name}", compression=None) as stream:
-                stream.write(data)
+        if locations.is_local(filesystem):
+            patiently("write", f"{root}/{name}", partial(_write_local, Path(root), name, data))
             return
-        folder = Path(root)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # no compression: pyarrow would guess it from the name, and reading does not
+        with filesystem.open_output_stream(f"{root}/{name}", compression=None) as stream:
+            stream.write(data)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, atomically."""
@@ -190,16 +208,30 @@ class Folder:
             if odd:
                 first = min(odd, key=lambda name: (len(name), name))
                 raise StoreError(
-                    f"{locations.redact(self.location)} {complaint}: of {count} parts {len(odd)} are {what} "
+                    f"{self.shown} {complaint}: of {count} parts {len(odd)} are {what} "
                     f"(first: {first}); delete the folder and run again"
                 )
+
+
+def _write_local(folder: Path, name: str, data: bytes) -> None:
+    """Write a file beside its place and rename it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{name}.{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(folder / name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class RunFolder:
     """`output:` of a run. Every path of the layout is decided here and nowhere else."""
 
-    location: str
+    location: str = field(repr=False)
 
     @property
     def root(self) -> Folder:

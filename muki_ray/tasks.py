@@ -64,7 +64,8 @@ class ScoringTask:
     def read(self, corpus: int, shard: int, row_ids: np.ndarray) -> EvidenceArrays:
         """Evidence of one shard, checked to speak of these rows."""
         folder = self.folders[corpus]
-        return from_table(folder.read_table(part_name(shard)), row_ids, folder.path(part_name(shard)))
+        name = part_name(shard)
+        return from_table(folder.read_table(name), row_ids, folder.sub(name).shown)
 
 
 def scoring_task(
@@ -193,9 +194,7 @@ def supervision_folder(
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)
-    evidence = [
-        (task.name, task.folders[0].location.rsplit("/", 1)[-1], task.spec.labels.names) for task in tasks
-    ]
+    evidence = [(task.name, task.folders[0].name, task.spec.labels.names) for task in tasks]
     return run.supervision(fingerprint([SUPERVISION_FORMAT, settings, space.names, evidence]))
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from muki_ray import filesystem as locations
+from muki_ray.uris import clean
 
 MOST_NAME, MOST_VALUE = 250, 6000
 
@@ -56,18 +56,6 @@ def finite(value: Any) -> float | None:
     except (TypeError, ValueError, OverflowError):
         return None
     return number if math.isfinite(number) else None
-
-
-def clean(text: str) -> str:
-    """The text with every URI in it redacted."""
-
-    def redacted(match: re.Match[str]) -> str:
-        uri = match.group()
-        while (shorter := locations.redact(uri)) != uri:  # a password may hold an @ of its own
-            uri = shorter
-        return uri
-
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+", redacted, text)
 
 
 def short(error: Exception) -> str:

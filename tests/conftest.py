@@ -18,6 +18,9 @@ os.environ.update(
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": "1",
         "AWS_EC2_METADATA_DISABLED": "true",
+        # what Ray's processes inherit; recognisable, so that a leak shows
+        "AWS_ACCESS_KEY_ID": "AKIDENVIRONMENT",
+        "AWS_SECRET_ACCESS_KEY": "q7ENVs3cr3tw0rd",
     }
 )
 os.environ.pop("MLFLOW_TRACKING_URI", None)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from muki_ray.cotraining import CoTraining, fit_cotraining, score_view
+from muki_ray.cotraining import CoTraining, fit_cotraining, score_view, shares
 from muki_ray.errors import StoreError
-from muki_ray.uncertainty import SAMPLED, SCORES, TeacherEvidence, scores
+from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, TeacherEvidence, scores
 
 WORDS = (
     ("ball", "goal", "team", "coach", "league"),
@@ -26,11 +26,24 @@ def corpus(
     owner = rng.choice(len(share), size=rows, p=share)
     own = np.eye(len(share))[owner]
     noisy = own + overlap * rng.standard_normal(own.shape)
+    return owner, noisy, written(owner, rng)
+
+
+def leaning(rows: int, share: tuple[float, float], seed: int = 0) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """The first teacher is nearly as sure of foreign rows as of its own: ties are many, clear cases mostly its own."""
+    rng = np.random.default_rng(seed)
+    owner = rng.choice(2, size=rows, p=share)
+    doubt = np.where(np.eye(2)[owner] > 0, 0.02, (0.03, 0.2)) * rng.exponential(size=(rows, 2))
+    return owner, 1 - np.minimum(doubt, 0.9), written(owner, rng)
+
+
+def written(owner: np.ndarray, rng: np.random.Generator) -> list[str]:
+    """A text per row: two words of its owner, two of anyone."""
     texts = []
     for m in owner:
         topical, any_word = rng.choice(WORDS[m], 2), rng.choice([w for some in WORDS for w in some], 2)
         texts.append(" ".join([*topical, *any_word, f"row{rng.integers(10_000)}"]))
-    return owner, noisy, texts
+    return texts
 
 
 def accuracy(scores_NM: np.ndarray, owner_N: np.ndarray) -> float:
@@ -49,6 +62,38 @@ def test_it_mends_what_scores_get_wrong(share: tuple[float, ...]) -> None:
     assert 1 - accuracy(fitted(noisy, noisy, texts), owner) < 0.7 * (1 - accuracy(noisy, owner))
 
 
+@pytest.mark.parametrize("share", [(0.5, 0.5), (0.4, 0.6), (0.8, 0.2)])
+def test_scores_that_lean_to_one_teacher_do_not_take_the_choice_along(share: tuple[float, float]) -> None:
+    owner, scores_NM, texts = leaning(900, share)
+    before = 1 - accuracy(scores_NM, owner)
+    belief = fit_cotraining(scores_NM, scores_NM, texts)(scores_NM, scores_NM, texts)
+    assert before > 0.15
+    assert 1 - accuracy(belief, owner) < 0.6 * before
+    np.testing.assert_allclose(belief.mean(axis=0), share, atol=0.1)
+
+
+def test_shares_follow_from_rows_that_scores_are_sure_of() -> None:
+    """40 rows are the first teacher's, 60 the second's; scores know 20 of each and lean to the first in the rest."""
+    owner = np.repeat([0, 1], [40, 60])
+    said = np.where(owner[:, None] == 0, (0.8, 0.2), (0.3, 0.7))
+    first = np.full((100, 2), (0.51, 0.49))
+    first[:20], first[-20:] = (0.95, 0.05), (0.05, 0.95)
+    assert first.mean(axis=0)[0] > 0.5
+    np.testing.assert_allclose(shares(said, first), (0.4, 0.6), atol=0.02)
+
+
+def test_shares_stay_those_of_the_scores_where_texts_say_nothing() -> None:
+    rng = np.random.default_rng(0)
+    first = rng.dirichlet((3, 1, 1), 300)
+    said = np.array([0.6, 0.2, 0.2]) + 1e-3 * rng.standard_normal((300, 3))
+    np.testing.assert_allclose(shares(said, first), first.mean(axis=0), atol=0.02)
+
+
+def test_a_teacher_that_no_row_prefers_keeps_its_share() -> None:
+    first = np.tile([0.6, 0.3, 0.1], (50, 1))
+    np.testing.assert_allclose(shares(first, first), (0.6, 0.3, 0.1), atol=0.01)
+
+
 def test_beliefs_of_a_row_do_not_depend_on_its_own_label() -> None:
     """Cross-fitting: a row whose text and score contradict each other is judged by others of its text."""
     _, noisy, texts = corpus(600, (0.5, 0.5), 0.3)
@@ -59,12 +104,16 @@ def test_beliefs_of_a_row_do_not_depend_on_its_own_label() -> None:
     np.testing.assert_allclose(with_it, without, atol=0.05)
 
 
-def test_texts_that_say_nothing_leave_the_choice_to_the_scores() -> None:
-    owner, noisy, _ = corpus(600, (0.5, 0.5), 0.5)
-    rng = np.random.default_rng(3)
-    texts = [" ".join(rng.choice(["aa", "bb", "cc", "dd"], 4)) for _ in owner]
-    belief = fit_cotraining(noisy, noisy, texts)(noisy, noisy, texts)
-    assert accuracy(belief, owner) > accuracy(noisy, owner) - 0.02
+@pytest.mark.parametrize("share", [(0.5, 0.5), (0.8, 0.2)])
+def test_texts_that_say_nothing_leave_the_choice_to_the_scores(share: tuple[float, float]) -> None:
+    lost = []
+    for seed in range(3):
+        owner, noisy, _ = corpus(600, share, 0.5, seed)
+        rng = np.random.default_rng(100 + seed)
+        texts = [" ".join(rng.choice(["aa", "bb", "cc", "dd"], 4)) for _ in owner]
+        belief = fit_cotraining(noisy, noisy, texts)(noisy, noisy, texts)
+        lost.append(accuracy(noisy, owner) - accuracy(belief, owner))
+    assert np.mean(lost) < 0.03
 
 
 @settings(max_examples=15, deadline=None)
@@ -124,6 +173,10 @@ def test_the_scores_view_has_all_that_the_evidence_allows() -> None:
     plain = TeacherEvidence(rng.standard_normal((5, 3)))
     sampled = TeacherEvidence(plain.logits, probs, rng.random(5), rng.random(5) * 0.1, rng.random(5))
     found = score_view([sampled, sampled])
-    assert found.shape == (5, 2 * len(SCORES))
-    np.testing.assert_allclose(found[:, :2], scores("entropy", [sampled, sampled]))
-    assert score_view([plain, plain]).shape == (5, 2 * (len(SCORES) - len(SAMPLED)))
+    bounded = set(SCORES) - UNBOUNDED
+    assert found.shape == (5, 2 * (len(SCORES) + len(bounded)))
+    of_entropy = scores("entropy", [sampled, sampled])
+    np.testing.assert_allclose(found[:, :2], of_entropy)
+    np.testing.assert_allclose(found[:, 2 * len(SCORES) : 2 * len(SCORES) + 2], -np.log(1.001 - of_entropy))
+    plain_names = set(SCORES) - SAMPLED
+    assert score_view([plain, plain]).shape == (5, 2 * (len(plain_names) + len(plain_names & bounded)))

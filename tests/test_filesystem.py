@@ -9,7 +9,17 @@ import pytest
 from pyarrow import fs
 
 from muki_ray.errors import ConfigError, StoreError
-from muki_ray.filesystem import absolute, copy_tree, exists, is_local, join, open_location, redact, scheme
+from muki_ray.filesystem import (
+    absolute,
+    copy_tree,
+    exists,
+    is_local,
+    join,
+    open_location,
+    plain,
+    redact,
+    scheme,
+)
 from muki_ray.store import MANIFEST, Folder, RunFolder, part_name
 
 # -- names -----------------------------------------------------------------------------------------------
@@ -234,8 +244,9 @@ def test_the_s3_endpoint_wins_over_the_general_one(
 
 def test_the_region_of_the_uri_counts_beside_the_endpoint_of_the_environment(s3_bucket: str) -> None:
     filesystem, path = open_location(f"s3://{s3_bucket}/run?region=eu-west-3")
-    assert isinstance(filesystem, fs.S3FileSystem)
-    assert (filesystem.region, path) == ("eu-west-3", f"{s3_bucket}/run")
+    client = plain(filesystem)
+    assert isinstance(client, fs.S3FileSystem)
+    assert (client.region, path) == ("eu-west-3", f"{s3_bucket}/run")
 
 
 def test_an_endpoint_without_a_scheme_is_refused(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from muki_ray.text_view import counts, folds, rarity, shown, view
+from muki_ray.text_view import axes, counts, folds, rarity, shown, view
 
 TEXTS = ["play some jazz", "play some rock music", "what is my balance", "balance of my account"]
 
 
+def seen(texts: list[str]) -> Any:
+    """The view of texts that are a corpus of their own."""
+    counted = counts(texts)
+    return view(counted, rarity(counted))
+
+
 def test_rarity_by_hand() -> None:
-    words, _ = counts(TEXTS)
-    columns = rarity(TEXTS)
+    words, pieces = counts(TEXTS)
+    columns = rarity((words, pieces))
     play = set(words[0].indices) & set(words[1].indices)  # "play", "some", "play some": in 2 of 4 rows
     assert len(play) == 3
     np.testing.assert_allclose(columns[list(play)], 1 + np.log(5 / 3), rtol=1e-6)
@@ -21,20 +29,21 @@ def test_rarity_by_hand() -> None:
 
 
 def test_words_have_length_1_and_pieces_half_of_it() -> None:
-    rows = view(TEXTS, rarity(TEXTS)).toarray()
+    rows = seen(TEXTS).toarray()
     half = rows.shape[1] // 2
     np.testing.assert_allclose(np.linalg.norm(rows[:, :half], axis=1), 1.0, rtol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(rows[:, half:], axis=1), 0.5, rtol=1e-6)
 
 
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
-    columns = rarity(TEXTS)
-    alone = view(TEXTS[2:3], columns).toarray()
-    np.testing.assert_array_equal(view(TEXTS, columns).toarray()[2:3], alone)
+    counted = counts(TEXTS)
+    columns = rarity(counted)
+    alone = view(counts(TEXTS[2:3]), columns).toarray()
+    np.testing.assert_array_equal(view(counted, columns).toarray()[2:3], alone)
 
 
 def test_texts_that_share_words_are_closer() -> None:
-    rows = view(TEXTS, rarity(TEXTS)).toarray()
+    rows = seen(TEXTS).toarray()
     near = rows @ rows.T
     assert near[0, 1] > near[0, 2]
     assert near[2, 3] > near[2, 0]
@@ -42,13 +51,13 @@ def test_texts_that_share_words_are_closer() -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "!", "在北京", "ß" * 2000])
 def test_any_text_has_a_finite_view(text: str) -> None:
-    rows = view([text, "other"], rarity([text, "other"]))
+    rows = seen([text, "other"])
     assert np.isfinite(rows.toarray()).all()
 
 
 def test_chinese_shows_in_pieces() -> None:
     texts = ["北京的天气", "北京的新闻", "足球比赛"]
-    rows = view(texts, rarity(texts)).toarray()
+    rows = seen(texts).toarray()
     assert rows[0] @ rows[1] > rows[0] @ rows[2]
 
 
@@ -56,9 +65,29 @@ def test_of_a_pair_both_texts_are_shown_and_of_any_only_the_beginning() -> None:
     assert shown(["play"], ["jazz"]) == ["play\njazz"]
     assert shown(["play " * 800], ["jazz " * 800])[0].count("jazz") == 200
     assert shown(["a" * 2000]) == shown(["a" * 2000 + " tail"])
-    columns = rarity(TEXTS)
-    pair = view(shown(["play " * 800], ["jazz"]), columns)
-    assert set(pair.indices) >= set(view(["jazz"], columns).indices)
+    pair = seen(shown(["play " * 800], ["jazz"]))
+    assert set(pair.indices) >= set(seen(["jazz"]).indices)
+
+
+def test_axes_keep_what_is_alike() -> None:
+    rows = seen(TEXTS)
+    along = rows @ axes(rows)
+    assert along.shape == (4, 4)
+    np.testing.assert_allclose(along @ along.T, (rows @ rows.T).toarray(), atol=1e-5)
+
+
+def test_what_many_rows_share_is_kept_and_what_one_row_has_alone_is_not() -> None:
+    texts = [f"{('jazz', 'loan')[i % 2]} {7919 * i}" for i in range(600)]
+    columns = rarity(counts(texts))
+    found = axes(view(counts(texts), columns))
+    assert found.shape[1] == 200
+    topic, number = (np.linalg.norm(view(counts([text]), columns) @ found) for text in ("jazz", "4751400"))
+    assert topic > 2 * number
+
+
+@pytest.mark.parametrize("texts", [[""], ["", ""], ["a", "a", "a"]])
+def test_texts_without_difference_have_axes_too(texts: list[str]) -> None:
+    assert np.isfinite(axes(seen(texts))).all()
 
 
 def test_folds_follow_from_the_text_alone() -> None:

@@ -19,7 +19,7 @@ from transformers import pipeline
 from muki_ray import workflow
 from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
-from muki_ray.config import TextSource
+from muki_ray.config import TextSource, load_config
 from muki_ray.corpus import normalise
 from muki_ray.runtime import Cluster, _cluster
 from muki_ray.store import RunFolder
@@ -188,3 +188,24 @@ def test_evaluating_in_this_process_gives_what_the_cluster_gives(tmp_path: Path,
     assert here["one"].shape == (12, 4)
     np.testing.assert_allclose(here["one"], there["one"], atol=1e-2)  # bfloat16 where the hardware has it
     np.testing.assert_allclose(here["one"].sum(axis=1), 1, atol=1e-5)
+
+
+def test_plan(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that is done, and of one that is not."""
+    done = workflow.plan(load_config(str(job / "config.yaml")))
+    assert done.summary.splitlines()[-1] == "  nothing to score: all evidence is stored"
+    assert done.plan.stored == {"one": 72, "two": 72}
+    (kept,) = (job / "run" / "mlartifacts").rglob("plan.txt")
+    assert kept.read_text().startswith("plan: 2 teachers, ")
+
+    found = workflow.plan(load_config(str(job / "config.yaml"), [f"output={tmp_path}"]))
+    assert found.plan.to_score == {"one": 72, "two": 72}
+    assert all(pace and pace.rows_per_s > 0 and pace.load_s > 0 for pace in found.plan.paces.values())
+    estimate = found.plan.estimate
+    assert estimate is not None
+    assert estimate.seconds > max(cost.actor_s for cost in estimate.teachers.values())
+    assert {path.name for path in tmp_path.iterdir()} == {"corpus"}, "nothing is scored, nothing is tracked"
+
+    capsys.readouterr()
+    assert main(["plan", str(job / "config.yaml")]) == 0
+    assert capsys.readouterr().out.strip() == done.summary

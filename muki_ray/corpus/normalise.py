@@ -20,8 +20,8 @@ from muki_ray.corpus.rows import RawRows, Wanted, roles
 from muki_ray.corpus.sources import Source, find, read
 from muki_ray.corpus.writing import FORMAT, QUARANTINE, QuarantineWriter, ShardWriter
 from muki_ray.errors import CorpusError, StoreError
-from muki_ray.filesystem import redact
 from muki_ray.store import MANIFEST, Folder, RunFolder, fingerprint, part_name
+from muki_ray.uris import redact
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,7 @@ class Corpus:
         name = part_name(shard)
         shown = redact(self.folder.path(name))
         remedy = "delete the folder and run again"
-        try:
-            table = self.folder.read_table(name)
-        except FileNotFoundError as error:
-            raise StoreError(f"{shown} is missing; {remedy}") from error
+        table = self.folder.read_table(name)
         if table.num_rows != self.rows_per_part[shard]:
             raise StoreError(
                 f"{shown} has {table.num_rows} rows, the manifest says {self.rows_per_part[shard]}; {remedy}"

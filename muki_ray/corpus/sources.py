@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from muki_ray.corpus import huggingface
 from muki_ray.corpus.lines import read_csv, read_jsonl, read_text, read_tsv
 from muki_ray.corpus.rows import RawRows, Wanted
 from muki_ray.corpus.tables import read_parquet
-from muki_ray.errors import CorpusError
+from muki_ray.errors import CorpusError, UserError
+from muki_ray.retrying import patiently
 
 READERS: dict[str, Callable[[Any, Wanted, str], Iterator[RawRows]]] = {
     "parquet": read_parquet,
@@ -85,6 +87,8 @@ def find(source: TextSource) -> list[Source]:
     for location in source.path:
         try:
             items = _expand(location, source)
+        except UserError:
+            raise
         except OSError as error:
             shown = locations.redact(location)
             raise CorpusError(f"cannot look at {shown!r}: {error}; check path and access") from error
@@ -109,6 +113,8 @@ def read(item: Source, wanted: Wanted) -> Iterator[RawRows]:
             yield from huggingface.read_hub(item.path, item.split, item.revision, wanted, item.name)
         else:
             yield from _read_file(item, wanted)
+    except UserError:
+        raise
     except (OSError, EOFError, pa.ArrowException) as error:
         raise CorpusError(
             f"cannot read {item.name} as {item.format}: {error}; mend or remove the file, or set format:"
@@ -254,8 +260,9 @@ def _visible(name: str) -> bool:
 
 def _stamp(filesystem: fs.FileSystem, info: fs.FileInfo) -> list[Any]:
     """Size and time of a file; where a file system keeps no time, its own mark of the content."""
-    if info.mtime_ns is None and isinstance(filesystem, fs.PyFileSystem):
-        return [info.size, filesystem.handler.fs.ukey(info.path)]
+    client = locations.plain(filesystem)
+    if info.mtime_ns is None and isinstance(client, fs.PyFileSystem):
+        return [info.size, patiently("look at", info.path, partial(client.handler.fs.ukey, info.path))]
     return [info.size, info.mtime_ns]
 
 

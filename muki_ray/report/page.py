@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from muki_ray.filesystem import redact_all
 from muki_ray.report.table import HEADER, result_rows
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
+from muki_ray.uris import redact_all
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXT_CHARACTERS = 600

@@ -1,5 +1,7 @@
 """A plan as lines for people: one per teacher, one per pool of actors, what is shared, what it will cost.
 
+Device-hours are of GPUs where a teacher has any, else of CPUs.
+
 Pure: knows the plan's numbers, no Ray.
 """
 
@@ -17,7 +19,17 @@ from muki_ray.report.table import MISSING, aligned
 if TYPE_CHECKING:
     from muki_ray.workflow.plan import Plan
 
-_HEADER = ("teacher", "labels", "fingerprint", "to score", "stored", "rows/s", "MiB", "actor time")
+_HEADER = (
+    "teacher",
+    "labels",
+    "fingerprint",
+    "to score",
+    "stored",
+    "rows/s",
+    "MiB",
+    "actor time",
+    "device-hours",
+)
 # longer lists say how many more there are
 _MOST_TEACHERS, _MOST_LABELS = 12, 6
 
@@ -69,6 +81,7 @@ def _cells(plan: Plan, place: int, space: LabelSpace, cost: Estimate | None) -> 
         f"{pace.rows_per_s:,.0f}" if pace else MISSING,
         f"{pace.memory_mib:,.0f}" if pace else MISSING,
         duration(spent.actor_s) if spent else MISSING,
+        _hours(spent.gpu_hours or spent.cpu_hours) if spent else MISSING,
     )
 
 
@@ -94,4 +107,4 @@ def _plural(word: str, count: float) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:.2f}" if hours >= 0.01 else "under 0.01"
+    return f"{hours:.2f}" if hours >= 0.01 else "<0.01"

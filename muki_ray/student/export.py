@@ -11,7 +11,7 @@ from pyarrow import fs
 
 from muki_ray import filesystem as locations
 from muki_ray.store import Folder
-from muki_ray.student.loop import STATE_FILE
+from muki_ray.student.loop import METRICS_FILE, STATE_FILE
 
 # written last: names the training that the folder came from, so that a second run need not train again
 MARKER = "muki_ray.json"
@@ -37,7 +37,7 @@ def export(checkpoint: str, student: Folder) -> None:
     to_fs.create_dir(to_path, recursive=True)
     stale = student.names()
     for info in from_fs.get_file_info(fs.FileSelector(from_path)):
-        left_behind = info.base_name in (STATE_FILE, MARKER) or info.base_name.startswith(".")
+        left_behind = info.base_name in (STATE_FILE, METRICS_FILE, MARKER) or info.base_name.startswith(".")
         if info.type == fs.FileType.File and not left_behind:
             target = f"{to_path}/{info.base_name}"
             fs.copy_files(info.path, target, source_filesystem=from_fs, destination_filesystem=to_fs)

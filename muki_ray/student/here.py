@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from muki_ray.student.loop import TrainingJob, run
+from muki_ray.student.loop import METRICS_FILE, TrainingJob, run
 from muki_ray.student.train import Trained
 
-METRICS_FILE = "metrics.json"
 _FRESH, _OLD = ".new", ".old"  # an epoch on its way in, and one on its way out
 
 

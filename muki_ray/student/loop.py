@@ -28,7 +28,8 @@ from muki_ray.student.model import StudentSpec, build_student
 from muki_ray.student.objectives import Objective, WeightedKl
 from muki_ray.teachers.loading import resolve_dtype
 
-STATE_FILE = "training_state.pt"
+# of a checkpoint, what is not the model: what resuming needs, and the epoch's metrics where nobody else keeps them
+STATE_FILE, METRICS_FILE = "training_state.pt", "metrics.json"
 _PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
 # steps between two looks at the loss: each makes a GPU wait for all that it was given
 _LOOK = 16
@@ -81,8 +82,20 @@ def run(job: TrainingJob, world: World) -> None:
     """Train to the end, or to the early stop, from the latest checkpoint if there is one.
 
     Raises:
-        StudentError: the training diverged, or the base model or the supervision is not what it was.
+        StudentError: the training diverged or does not fit the GPU's memory, or the base model or the supervision is
+            not what it was.
     """
+    try:
+        _run(job, world)
+    except torch.OutOfMemoryError as problem:
+        rows = job.training.micro_batch_size or -(-job.training.batch_size // world.size)
+        raise StudentError(
+            f"training {rows} rows at once does not fit the GPU's memory ({str(problem).partition('. ')[0]}); "
+            "set training.micro_batch_size to less (the steps stay the same), lower student.max_length, or use a larger GPU"
+        ) from problem
+
+
+def _run(job: TrainingJob, world: World) -> None:
     settings = job.training
     torch.set_num_threads(job.threads)
     keep_freed_memory()

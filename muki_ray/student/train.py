@@ -200,7 +200,7 @@ def _run_config(training: TrainingConfig, name: str, storage: str) -> Any:
                 if known is not None:
                     raise known
 
-    filesystem, path = locations.open_location(storage)
+    filesystem, path = _storage(storage)
     return RunConfig(
         name=name,
         storage_path=path,
@@ -214,11 +214,17 @@ def _run_config(training: TrainingConfig, name: str, storage: str) -> Any:
     )
 
 
+def _storage(location: str) -> tuple[Any, str]:
+    """What Ray Train keeps its state in. In a local folder it uses files in place, if it knows it for local."""
+    filesystem, path = locations.open_location(location)
+    return (locations.plain(filesystem) if locations.is_local(filesystem) else filesystem), path
+
+
 def _finished(storage: str, name: str) -> Trained | None:
     """What a run of that name left, if it came to its end."""
     from ray.train import Result
 
-    filesystem, path = locations.open_location(locations.join(storage, name))
+    filesystem, path = _storage(locations.join(storage, name))
     try:
         result = Result.from_path(path, storage_filesystem=filesystem)
     except RuntimeError:  # there is no such run

@@ -66,6 +66,7 @@ class McDropout:
         token_budget: tokens of one forward of sampled layers, rows and samples counted; None: all at once.
 
     Attributes:
+        token_budget: as given; may be lowered between batches.
         mode: how the samples are run, see above.
         masks: per_sample only, of each stochastic site by name, `[K+1, H]`.
         uncaptured: why the model runs unmodified; None where it was captured.
@@ -204,7 +205,10 @@ class McDropout:
             return self._in_groups(inputs)
 
     def _in_groups(self, inputs: Inputs) -> Samples:
-        """Draw samples in groups that fit the budget; after each, rows whose score has settled leave."""
+        """Draw samples in groups that fit the budget; rows whose score has settled leave after every `GROUP`.
+
+        When they may leave does not depend on the budget, so that a row's samples do not depend on its batch.
+        """
         rows, tokens = inputs["input_ids"].shape
         shared = self.runner.start(inputs)
         total = self.samples + 1
@@ -214,7 +218,9 @@ class McDropout:
         active: torch.Tensor | None = None  # None: all rows
         first = 0
         while first < total:
-            last = min(total, first + size if first or self.early_stop is None else 1 + GROUP)
+            last = min(total, first + size)
+            if self.early_stop is not None:
+                last = min(last, 1 + GROUP * (1 + max(0, first - 1) // GROUP))
             got = self.runner.logits(shared, first, last, active).float()
             if logits is None:
                 logits = got.new_full((total, *(rows, got.shape[-1])), torch.nan)
@@ -225,7 +231,7 @@ class McDropout:
                 logits[first:last, active] = got
                 drawn[active] = last - 1
             first = last
-            if self.early_stop is not None and first < total:
+            if self.early_stop is not None and 1 < first < total and (first - 1) % GROUP == 0:
                 undecided = unsettled(logits[1:first], self.early_stop)
                 active = undecided.nonzero()[:, 0]
                 if not len(active):
@@ -237,8 +243,18 @@ class McDropout:
         """Samples that are run together."""
         most = self.samples + 1
         if self.token_budget is not None:
-            most = self.token_budget // (rows * (tokens if self.runner.widened else 1))
-        return max(1, most if self.early_stop is None else min(most, GROUP))
+            most = min(most, self.token_budget // (rows * self._sampled_tokens(tokens)))
+        return max(1, most)
+
+    def _sampled_tokens(self, tokens: int) -> int:
+        """Tokens of a row that the sampled layers see."""
+        return tokens if self.runner.widened else 1
+
+    def largest_forward(self, rows: int, tokens: int) -> int:
+        """Tokens of the largest forward that a batch of `rows` times `tokens` takes, samples counted."""
+        if self.mode == "per_element":
+            return rows * tokens
+        return rows * max(tokens, self._group(rows, tokens) * self._sampled_tokens(tokens))
 
 
 def first_layer(name: str, depth: int | None, layers: Layers) -> int:

@@ -168,9 +168,16 @@ def load_classifier(
             f"{what}: {len(untrained)} tensors have no trained weights (such as {min(untrained)}); "
             "give a fine-tuned classifier, not a base model"
         )
+    try:
+        model = model.eval().to(device)
+    except torch.OutOfMemoryError as problem:
+        raise TeacherError(
+            f"{what}: its weights do not fit the GPU's memory ({line(problem)}); use a larger GPU, device: cpu, "
+            "or let fewer teachers share one (resources.num_gpus)"
+        ) from problem
     return LoadedClassifier(
         name,
-        model.eval().to(device),
+        model,
         tokenizer,
         usable_length(max_length, tokenizer, model, what),
         int(model.config.num_labels),

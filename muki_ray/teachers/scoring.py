@@ -8,6 +8,8 @@ Shapes: N rows, B rows of a batch, K samples, C_m labels.
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -16,8 +18,9 @@ from numpy.typing import NDArray
 
 from muki_ray.allocator import keep_freed_memory
 from muki_ray.config import DropoutConfig
+from muki_ray.errors import TeacherError
 from muki_ray.teachers.batching import padded_width, token_batches
-from muki_ray.teachers.dropout import McDropout
+from muki_ray.teachers.dropout import McDropout, Samples
 from muki_ray.teachers.evidence import EvidenceArrays
 from muki_ray.teachers.loading import LoadedClassifier
 
@@ -26,6 +29,8 @@ from muki_ray.teachers.loading import LoadedClassifier
 _TOKENS_CPU, _TOKENS_CUDA = 1024, 262_144
 # words of the probe; unequal lengths, so that padding is seen
 _PROBE = ["one short text", "another text that is somewhat longer than the first one", "a third"]
+
+_log = logging.getLogger("muki_ray")
 
 
 class Scorer:
@@ -36,7 +41,7 @@ class Scorer:
         samples: K; 0 for the deterministic pass only.
         dropout: masks, layers, rate and seed.
         seed_key: fingerprint of the classifier, so that two teachers do not share masks.
-        token_budget: tokens of one forward; default by device.
+        token_budget: tokens of one forward; default by device. Halved where the GPU's memory does not hold it.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class Scorer:
         self.classifier = classifier
         self.device = next(classifier.model.parameters()).device
         self.token_budget = token_budget or (_TOKENS_CUDA if self.device.type == "cuda" else _TOKENS_CPU)
+        self._lowered = False
         self.engine = McDropout(
             classifier.model,
             self._pad(self._probe()),
@@ -113,6 +119,13 @@ class Scorer:
             progress: called with the number of rows done since the last call.
 
         A row of which the tokenizer leaves nothing gets NaN: there is nothing to answer.
+
+        Where the GPU's memory does not hold a batch, it and all later ones are cut smaller. Under masks per sample that
+        changes nothing but the rounding; under masks per element, whose draw belongs to a batch, what comes after is
+        drawn anew: the same again only for a memory that is full at the same batch.
+
+        Raises:
+            TeacherError: the memory does not hold a single row.
         """
         rows = self._encode(texts, pairs)
         some = [i for i, row in enumerate(rows) if row["input_ids"]]
@@ -126,13 +139,48 @@ class Scorer:
         if len(some) < len(rows):
             report(len(rows) - len(some))
         lengths = [len(rows[i]["input_ids"]) for i in some]
-        for number, places in enumerate(token_batches(lengths, self.token_budget)):
+        waiting = deque(token_batches(lengths, self.token_budget))
+        number = 0
+        while waiting:
+            places = waiting.popleft()
             batch = [some[place] for place in places]
-            samples = self.engine.run(self._pad([rows[i] for i in batch]), shard=shard, batch=number)
+            samples = self._answers([rows[i] for i in batch], shard, number)
+            if samples is None:
+                left = [*places, *(place for later in waiting for place in later)]
+                again = token_batches([lengths[place] for place in left], self.token_budget)
+                waiting = deque([left[i] for i in smaller] for smaller in again)
+                continue
             for name, value in reduce_samples(samples.logits, samples.drawn).items():
                 out[name][batch] = value.cpu().numpy()
             report(len(batch))
+            number += 1
         return EvidenceArrays(**out)
+
+    def _answers(self, rows: list[dict[str, list[int]]], shard: int, number: int) -> Samples | None:
+        """The engine's answers to a batch; None where memory does not hold it, and a smaller budget from now on."""
+        inputs = self._pad(rows)
+        try:
+            return self.engine.run(inputs, shard=shard, batch=number)
+        except torch.OutOfMemoryError:
+            pass  # what the failed forward holds is free only after this block
+        count, width = inputs["input_ids"].shape
+        tokens = self.engine.largest_forward(count, width)
+        if tokens <= width:
+            raise TeacherError(
+                f"teacher {self.classifier.name!r}: the GPU's memory does not hold one text of {width} tokens; "
+                "lower its max_length, use a larger GPU, or let fewer teachers share one (resources.num_gpus)"
+            )
+        self.token_budget = self.engine.token_budget = tokens // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if not self._lowered:
+            _log.warning(
+                "teacher %r: the GPU's memory does not hold %d tokens at once; going on with half of it, or less",
+                self.classifier.name,
+                tokens,
+            )
+        self._lowered = True
+        return None
 
 
 def reduce_samples(logits: torch.Tensor, drawn: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ def evaluate(config: IntegrateConfig) -> RunResult:
     student = RunFolder(locations.absolute(config.output)).student
     if exported(student) is None:
         raise ConfigError(
-            f"no finished student at {student.location!r}; run integrate with this configuration first"
+            f"no finished student at {student.shown!r}; run integrate with this configuration first"
         )
     return _execute(config, may_train=False)
 

@@ -47,7 +47,7 @@ def conclude(
     if run.config.tracking.log_model and fresh and run.tracker.run_id:
         with _spoken("logging the model to MLflow"):
             run.tracker.model(student.location)
-    return RunResult(student.location, run.metrics, _summary(run, assessment.examples if assessment else ()))
+    return RunResult(student.shown, run.metrics, _summary(run, assessment.examples if assessment else ()))
 
 
 def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Cluster) -> Assessment:
@@ -132,8 +132,8 @@ def _summary(run: Run, examples: Sequence[Example]) -> str:
         f"rows:    {counts['in']:,} in, {counts['out']:,} out, {counts['quarantined']:,} quarantined; "
         f"scored now: {scored:,}"
     )
-    lines.append(f"student: {run.folder.student.location}")
-    lines.append(f"report:  {run.folder.report.path('report.html')}")
+    lines.append(f"student: {run.folder.student.shown}")
+    lines.append(f"report:  {run.folder.report.sub('report.html').shown}")
     if run.tracker.ui_command:
         lines.append(f"MLflow:  {run.tracker.ui_command}")
     return "\n".join(lines)

@@ -38,10 +38,10 @@ def train(run: Run, folder: Folder, facts: dict[str, Any], cluster: Cluster) -> 
         threads=max(1, int(cpus)),
         objective=objective_of(config.method, run.space, teachers),
     )
-    name = training_name(job, folder.location.rsplit("/", 1)[-1])
+    name = training_name(job, folder.name)
     student = run.folder.student
     if exported(student) == name:
-        say(f"training: reused, {student.location} is up to date")
+        say(f"training: reused, {student.shown} is up to date")
         return name
     trained = _watched(run, job, name, cluster)
     export(trained.checkpoint, student)

@@ -48,9 +48,9 @@ def lines(
 def test_before_anything_is_measured() -> None:
     assert lines(plan()) == [
         "plan: 2 teachers, 1,000 rows, 3 labels; 2 CPUs",
-        "  teacher  labels  fingerprint  to score  stored  rows/s  MiB  actor time",
-        "  t0            2     t0-01234         0   1,000       -    -           -",
-        "  t1            2     t1-01234     1,000       0       -    -           -",
+        "  teacher  labels  fingerprint  to score  stored  rows/s  MiB  actor time  device-hours",
+        "  t0            2     t0-01234         0   1,000       -    -           -             -",
+        "  t1            2     t1-01234     1,000       0       -    -           -             -",
         "  labels that several teachers know: label1",
         "  t1: 2 actors (0.9 CPUs, 1 A100, 1 thread)",
     ]
@@ -60,7 +60,7 @@ def test_measured() -> None:
     drawn = plan(paces={"t1": Pace(5.0, 10.0, 2.0, 812.4)})
     found = lines(drawn, devices={"CPU": 8.0, "GPU": 1.0}, may_add=3)
     assert found[0] == "plan: 2 teachers, 1,000 rows, 3 labels; 8 CPUs, 1 GPU, 3 more nodes may come"
-    assert found[3].split() == ["t1", "2", "t1-01234", "1,000", "0", "2", "812", "8m30s"]
+    assert found[3].split() == ["t1", "2", "t1-01234", "1,000", "0", "2", "812", "8m30s", "0.14"]
     assert found[-1] == "  scoring: about 8m35s, 0.14 GPU-hours and 0.13 CPU-hours"
 
 

@@ -297,6 +297,19 @@ def test_divergence_is_said(tmp_path: Path) -> None:
     assert "training.learning_rate (1e+06)" in str(e.value)
 
 
+def test_memory_that_does_not_hold_a_batch_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+
+    monkeypatch.setattr(loop._Trainer, "_step", full)
+    with pytest.raises(
+        StudentError,
+        match=r"^training 3 rows at once does not fit .*\(CUDA out of memory\); set training.micro_batch_size",
+    ) as e:
+        run(toy.job(tmp_path, batch_size=8, micro_batch_size=3), recorder(tmp_path / "best"))
+    assert "\n" not in str(e.value)
+
+
 def test_half_precision_needs_a_gpu(tmp_path: Path) -> None:
     with pytest.raises(StudentError, match="float16 needs a GPU; use bfloat16 or float32"):
         run(toy.job(tmp_path, precision="float16"), recorder(tmp_path / "best"))

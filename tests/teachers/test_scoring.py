@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from muki_ray.config import DropoutConfig
+from muki_ray.errors import TeacherError
 from muki_ray.teachers.loading import LoadedClassifier, load_classifier
 from muki_ray.teachers.scoring import Scorer, reduce_samples
 from muki_ray.uncertainty import softmax
@@ -223,3 +225,87 @@ def test_bfloat16_is_near_float32(tmp_path: Path, kind: str) -> None:
     assert exact.mc_probs is not None and low.mc_probs is not None
     assert np.abs(exact.mc_probs - low.mc_probs).mean() < 0.03
     assert np.abs(exact.logits - low.logits).mean() < 0.05 * np.abs(exact.logits).mean()
+
+
+# -- a GPU's memory ----------------------------------------------------------------------------------------
+
+
+def confine(scorer: Scorer, most: int) -> list[int]:
+    """Give a scorer a memory that holds so many tokens of one forward; returns where each forward's are noted."""
+    seen: list[int] = []
+
+    def take(tokens: int) -> None:
+        if tokens > most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory. Tried to allocate {tokens} tokens")
+        seen.append(tokens)
+
+    if scorer.engine.mode == "per_element":
+        scorer.classifier.model.register_forward_pre_hook(
+            lambda module, args, kwargs: take(kwargs["input_ids"].numel()), with_kwargs=True
+        )
+        return seen
+    runner = scorer.engine.runner
+
+    class Confined:
+        widened = runner.widened
+
+        def start(self, inputs: Any) -> Any:
+            take(inputs["input_ids"].numel())
+            return runner.start(inputs)
+
+        def logits(self, shared: Any, first: int, last: int, rows: torch.Tensor | None) -> torch.Tensor:
+            take((last - first) * (shared.rows if rows is None else len(rows)) * shared.tokens)
+            return runner.logits(shared, first, last, rows)
+
+    scorer.engine.runner = Confined()
+    return seen
+
+
+@pytest.mark.parametrize(("most", "early_stop"), [(14, None), (40, 0.02), (100, None)])
+def test_a_full_memory_halves_the_batches_and_changes_nothing(
+    folder: Path, most: int, early_stop: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "muki_ray")
+    roomy = scorer(loaded(folder), 8, budget=4000, early_stop=early_stop)
+    small = scorer(loaded(folder), 8, budget=4000, early_stop=early_stop)
+    seen = confine(small, most)
+    told: list[int] = []
+    for texts in (TEXTS, tiny.texts(17, seed=5)):
+        got, expected = small.score(texts, progress=told.append), roomy.score(texts)
+        for name in ("logits", "mc_probs", "mc_energy", "mc_expected_entropy", "mc_variance", "mc_samples"):
+            np.testing.assert_allclose(getattr(got, name), getattr(expected, name), atol=2e-5, err_msg=name)
+    assert sum(told) == len(TEXTS) + 17
+    assert max(seen) > most / 4, "no smaller than it has to be"
+    assert len(caplog.records) == 1
+    assert "teacher 't': the GPU's memory does not hold" in caplog.text
+
+
+def test_once_lowered_the_budget_stays(folder: Path) -> None:
+    small = scorer(loaded(folder), budget=4000)
+    confine(small, 60)
+    small.score(TEXTS)
+    assert small.token_budget == small.engine.token_budget <= 60
+    before = small.token_budget
+    small.score(TEXTS)
+    assert small.token_budget == before
+
+
+def test_a_full_memory_under_classical_masks_draws_the_same_again(folder: Path) -> None:
+    def confined() -> Any:
+        small = scorer(loaded(folder), masks="per_element", budget=4000)
+        confine(small, 80)
+        return small.score(TEXTS, shard=3)
+
+    one, retry = confined(), confined()
+    np.testing.assert_array_equal(one.mc_probs, retry.mc_probs)
+    np.testing.assert_allclose(one.logits, scorer(loaded(folder)).score(TEXTS).logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("masks", ["per_sample", "per_element"])
+def test_a_text_that_memory_does_not_hold_alone(folder: Path, masks: str) -> None:
+    small = scorer(loaded(folder), masks=masks, budget=4000)
+    confine(small, 6)
+    with pytest.raises(
+        TeacherError, match=r"^teacher 't': the GPU's memory does not hold one text of 1\d tokens; lower"
+    ):
+        small.score(TEXTS)

@@ -74,6 +74,18 @@ def test_bounds_that_all_or_no_rows_meet() -> None:
     )
 
 
+def test_when_a_row_settles_does_not_depend_on_how_many_samples_run_together() -> None:
+    bound = float(standard_error(run(engine("bert", samples=16), ROWS)[1 : 1 + GROUP]).median()) * 1.01
+    drawn = [
+        engine("bert", samples=16, early_stop=bound, token_budget=budget)
+        .run(tokens(ROWS), shard=0, batch=0)
+        .drawn
+        for budget in (1, 150, None)
+    ]
+    assert len(set(drawn[0].tolist())) > 1
+    assert drawn[0].tolist() == drawn[1].tolist() == drawn[2].tolist()
+
+
 @pytest.mark.parametrize("kind", ["bert", "albert", "llama"])
 @pytest.mark.parametrize("budget", [1, 60, 200])
 def test_samples_in_groups_are_the_same_samples(kind: str, budget: int) -> None:
