@@ -124,10 +124,10 @@ def drivers(cluster: Cluster, run: Run, log: Log, reference: dict[str, str]) -> 
     run.until_said("epoch 1/")
     run.kill()
     log.did("driver", run)
-    scored = len(run.begun)
     run.start(cluster.address)
     run.finish()
     log.ended(run, reference)
+    scored = len(run.begun)
     return {
         "scored_total": scored * run.shard_rows,
         "rows_times_teachers": SHARDS * TEACHERS * run.shard_rows,
@@ -221,6 +221,7 @@ def broken(found: dict[str, Any]) -> list[str]:
         "at most a shard per fault and teacher again": rows["scored_again"] <= rows["allowed_again"],
         "killed at half: at most 1.05 of all rows": half["ratio"] <= 1.05,
         "one MLflow run": half["same_mlflow_run"] and found["mlflow"]["same_mlflow_run"],
+        "the MLflow run finished": found["mlflow"]["mlflow_status"] == "FINISHED",
     }
     return [promise for promise, held in promises.items() if not held]
 

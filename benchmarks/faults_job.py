@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -183,15 +184,31 @@ class Run:
 
 
 def outcome(run: Run, reference: dict[str, str]) -> dict[str, Any]:
-    """What a run left, against the undisturbed one's digests."""
-    corpus, supervision = (_row_ids(run.files(folder)) for folder in ("corpus", "supervision"))
+    """What a run left, against the undisturbed one's digests and the texts that it was given."""
+    supervision = _row_ids(run.files("supervision"))
     return {
         "equal": run.parts() == reference,
         "files": len(reference),
-        "lost": len(set(corpus) - set(supervision)),
+        "lost": len(set(range(SHARDS * run.shard_rows)) - set(supervision)),
         "duplicated": len(supervision) - len(set(supervision)),
-        "student": bool(run.files("student").get("student/muki_ray.json")),
+        "student": _loads(run.files("student")),
     }
+
+
+def _loads(student: dict[str, bytes]) -> bool:
+    """Whether it is declared whole, and Transformers makes a classifier of finite weights from it."""
+    from transformers import AutoModelForSequenceClassification
+
+    if "student/muki_ray.json" not in student:
+        return False
+    with tempfile.TemporaryDirectory() as folder:
+        for path, data in student.items():
+            (Path(folder) / Path(path).name).write_bytes(data)
+        try:
+            model = AutoModelForSequenceClassification.from_pretrained(folder)
+        except (OSError, ValueError, RuntimeError):
+            return False
+    return all(bool(weights.isfinite().all()) for weights in model.parameters())
 
 
 def _row_ids(files: dict[str, bytes]) -> list[int]:
