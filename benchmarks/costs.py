@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import machine
 import workload
 
-from muki_ray.config import DropoutConfig
+from muki_ray.config_method import DropoutConfig
 from muki_ray.teachers.loading import load_classifier
 from muki_ray.teachers.scoring import Scorer
 from muki_ray.teachers.spec import resolve_dtype

@@ -41,7 +41,7 @@ import workload
 from selection import CLASSICAL, CLASSICAL_K, fewer, selection_of
 from suites import teachers_of
 
-from muki_ray.config import DropoutConfig, MukiMethod
+from muki_ray.config_method import DropoutConfig, MukiMethod
 from muki_ray.teachers.loading import load_classifier
 from muki_ray.teachers.scoring import Scorer
 from muki_ray.teachers.spec import resolve_dtype

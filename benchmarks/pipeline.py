@@ -37,7 +37,8 @@ import workload
 from machine import describe, device_of, use_threads
 from pipeline_memory import memory_growth
 
-from muki_ray.config import MukiMethod, TeacherConfig, TextSource
+from muki_ray.config import TeacherConfig, TextSource
+from muki_ray.config_method import MukiMethod
 from muki_ray.corpus import normalise
 from muki_ray.pipeline import ScoringTask, score, scoring_task
 from muki_ray.planning import PoolPlan, on_gpu, plan_waves

@@ -21,7 +21,8 @@ from quality_models import MODELS, base
 from quality_suites import AtScale
 from quality_train import gold_table, recipe, train
 
-from muki_ray.config import AnyMethod, TeacherConfig
+from muki_ray.config import TeacherConfig
+from muki_ray.config_method import AnyMethod
 from muki_ray.hub import content_hash
 from muki_ray.labels import LabelSpace, join
 from muki_ray.store import fingerprint

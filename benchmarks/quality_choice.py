@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quality_case import CORPUS, Case
 from quality_methods import method_of
 
-from muki_ray.config import AnyMethod, MukiMethod
+from muki_ray.config_method import AnyMethod, MukiMethod
 from muki_ray.evaluation import evaluate_run, owners, selection_metrics
 from muki_ray.labels import LabelSpace
 from muki_ray.learned import Learned, Rows, learn, must_learn, sample

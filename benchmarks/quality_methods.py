@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from muki_ray.config import AnyMethod, Method
+from muki_ray.config_method import AnyMethod, Method
 
 _STUDENTS: dict[str, dict[str, Any]] = {
     "default": {},

@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from quality_models import MODELS
 
-from muki_ray.config import Count, Fraction, Positive, Section
 from muki_ray.config_input import first_problem, read_yaml
+from muki_ray.config_section import Count, Fraction, Positive, Section
 from muki_ray.errors import ConfigError
 
 FOLDER = Path(__file__).with_name("suites")

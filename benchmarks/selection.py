@@ -35,7 +35,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 from suites import CACHE, RECIPES, Suite, teachers_of
 
-from muki_ray.config import DropoutConfig
+from muki_ray.config_method import DropoutConfig
 from muki_ray.evaluation import selection_metrics
 from muki_ray.teachers.evidence import EvidenceArrays
 from muki_ray.teachers.loading import load_classifier

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from muki_ray.config import AnyMethod, BaselineMethod, DropoutConfig
+from muki_ray.config_method import AnyMethod, BaselineMethod, DropoutConfig
 from muki_ray.corpus import Corpus
 from muki_ray.errors import ConfigError, CorpusError, TeacherError
 from muki_ray.evaluation import confusion_matrix, evaluate_run, owners, predictions, top_confusions

@@ -1,4 +1,4 @@
-"""The configuration a user writes, validated; every default of the project is in this file.
+"""The configuration a user writes, validated; every default of the project is here or in `config_method.py`.
 
 Three things must be set: `teachers`, `corpus`, `student` (and `output`, where the run folder goes).
 Knows pydantic; loads no model, opens no data, touches no device. How the YAML text becomes a mapping, and a
@@ -8,15 +8,13 @@ problem one line, is in `config_input.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     field_validator,
@@ -24,55 +22,14 @@ from pydantic import (
 )
 
 from muki_ray.config_input import first_problem, override, read_yaml
+from muki_ray.config_method import (
+    CflMethod,
+    Method,
+    MukiMethod,
+)
+from muki_ray.config_section import Count, Dtype, Fraction, Gpus, ModelName, Positive, Section, filled
 from muki_ray.errors import ConfigError
-from muki_ray.uncertainty import SAMPLED, UNBOUNDED
 from muki_ray.uris import redact_all
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-
-
-def _schedulable(gpus: float) -> float:
-    """Ray shares one GPU by fractions, but hands out several only whole."""
-    if gpus > 1 and gpus != int(gpus):
-        raise ValueError(f"num_gpus must be whole above 1, got {gpus}; use {int(gpus)} or {int(gpus) + 1}")
-    return gpus
-
-
-def _filled(remedy: str) -> Callable[[str], str]:
-    """A check that a string is not blank; a blank path would mean the current directory."""
-
-    def check(value: str) -> str:
-        if not value.strip():
-            raise ValueError(f"is empty, got {value!r}; {remedy}")
-        return value
-
-    return check
-
-
-Gpus = Annotated[float, Field(ge=0), AfterValidator(_schedulable)]
-ModelName = Annotated[str, AfterValidator(_filled("give a hub id, a folder or a URI"))]
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are refused, values do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_value(cls, content: Any) -> Any:
-        """YAML reads `yes` and `off` as truth values, and pydantic would count them as 1 and 0."""
-        if isinstance(content, dict):
-            for name, value in content.items():
-                field = cls.model_fields.get(name)
-                if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                    raise ValueError(
-                        f"{name} must not be true or false, got {value!r}; give a number, or quote a word"
-                    )
-        return content
 
 
 class ActorResources(Section):
@@ -141,7 +98,7 @@ def _as_list(value: Any) -> Any:
 
 
 Columns = Annotated[tuple[str, ...], BeforeValidator(_as_pair), Field(min_length=1, max_length=2)]
-Path = Annotated[str, AfterValidator(_filled("give files, a folder, a glob or a hub id"))]
+Path = Annotated[str, AfterValidator(filled("give files, a folder, a glob or a hub id"))]
 Paths = Annotated[list[Path], BeforeValidator(_as_list), Field(min_length=1)]
 Format = Literal["auto", "parquet", "jsonl", "csv", "tsv", "text", "datasets"]
 
@@ -189,224 +146,12 @@ class CorpusConfig(TextSource):
     test: TestConfig | None = None
 
 
-def _as_layers(value: Any) -> Any:
-    # checked here, because a union of types would report one problem per member
-    if value == "all" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
-        return value
-    raise ValueError(f"must be 'all' or a whole number of at least 1, got {value!r}")
-
-
-ScoreName = Literal[
-    "entropy", "msp", "max_logit", "energy", "mc_entropy", "mc_energy", "mutual_information", "mc_variance"
-]  # the keys of `uncertainty.SCORES`
-Layers = Annotated[Literal["all"] | int, BeforeValidator(_as_layers)]
-
-
-class DropoutConfig(Section):
-    """Monte-Carlo dropout (MUKI eq. 4-5)."""
-
-    masks: Literal["per_sample", "per_element"] = Field(
-        default="per_sample",
-        description="per_sample: the k-th masked weights, shared by all rows; per_element: classical",
-    )
-    layers: Layers = Field(default="all", description="dropout only in the last so many layers and the head")
-    rate: Fraction | None = Field(
-        default=0.2,
-        description="of every dropout; null: each teacher's own rates. Twice the usual 0.1 says more with few samples",
-    )
-    early_stop: Positive | None = Field(
-        default=None,
-        description="per_sample: a row draws no more samples once the standard error of its normalised entropy is below this",
-    )
-    seed: int = 0
-
-    @model_validator(mode="after")
-    def _stops_where_it_can(self) -> DropoutConfig:
-        if self.early_stop is not None and self.masks == "per_element":
-            raise ValueError(
-                f"early_stop ({self.early_stop:g}) works with masks: per_sample only; leave one of them out"
-            )
-        return self
-
-
-class MukiMethod(Section):
-    """Uncertainty-aware integration (MUKI section 2.2.2)."""
-
-    kind: Literal["muki"] = "muki"
-    samples: Annotated[int, Field(ge=0, le=1024)] = Field(
-        default=4, description="Monte-Carlo samples K; 0: deterministic pass only"
-    )
-    score: ScoreName = "mutual_information"
-    standardise: Literal["none", "zscore", "quantile", "owner"] = Field(
-        default="none",
-        description="bring scores to one scale, learned from the corpus: see muki_ray/standardisation.py",
-    )
-    cotraining: bool = Field(
-        default=True,
-        description="learn from all scores and from the texts which teacher knows which rows: see muki_ray/cotraining.py",
-    )
-    integration: Literal["hard", "soft"] = "soft"
-    tau: Positive = Field(default=0.2, description="temperature of the teachers' weights (soft)")
-    margin: bool = Field(
-        default=True,
-        description="weight rows by the gap of the two best scores; of the teachers' weights where scores have no bounds",
-    )
-    abstain: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0,
-        description="share of the corpus that no teacher knows: as many rows, those on which no teacher's score is high, count nothing",
-    )
-    temperature: Positive = Field(default=1.0, description="temperature of the teachers' probabilities")
-    weights: Literal["raw", "normalize"] = Field(
-        default="normalize",
-        description="normalize: divide by the corpus mean, so that the margin does not change the step size",
-    )
-    dropout: DropoutConfig = DropoutConfig()
-
-    @model_validator(mode="after")
-    def _possible(self) -> MukiMethod:
-        if self.score in SAMPLED and self.samples < 2:
-            raise ValueError(
-                f"score {self.score!r} needs samples >= 2, got {self.samples}; "
-                "use score: entropy for no dropout"
-            )
-        return self
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the scores that teachers are compared by lie in [0, 1]."""
-        if self.cotraining:  # they are probabilities
-            return True
-        if self.standardise == "none":
-            return self.score not in UNBOUNDED
-        return self.standardise == "quantile"
-
-
-class PaperDropout(DropoutConfig):
-    """Dropout as in the paper: setting its rate or seed leaves the classical masks in place."""
-
-    masks: Literal["per_sample", "per_element"] = Field(
-        default="per_element", description="see muki's dropout"
-    )
-    rate: Fraction | None = Field(default=None, description="default: each teacher's own rates")
-
-
-class PaperMethod(MukiMethod):
-    """The paper's setting: classical dropout everywhere, K = 16, soft, tau 0.2, margin, raw weights."""
-
-    kind: Literal["paper"] = "paper"  # type: ignore[assignment]
-    samples: Annotated[int, Field(ge=0, le=1024)] = Field(
-        default=16, description="Monte-Carlo samples K; 0: deterministic pass only"
-    )
-    score: ScoreName = "mc_entropy"
-    cotraining: bool = Field(default=False, description="see muki's cotraining")
-    weights: Literal["raw", "normalize"] = "raw"
-    dropout: PaperDropout = PaperDropout()
-
-
-class BaselineMethod(Section):
-    """What the baselines share: one pass of each teacher without dropout, and every row counts 1."""
-
-    temperature: Positive = Field(
-        default=1.0, description="of the teachers' and the student's probabilities alike"
-    )
-
-    @property
-    def samples(self) -> int:
-        """No Monte-Carlo samples."""
-        return 0
-
-    @property
-    def dropout(self) -> DropoutConfig:
-        """Without samples it changes nothing."""
-        return DropoutConfig()
-
-    @property
-    def score(self) -> Literal["entropy"]:
-        """What the report shows of each teacher; no target depends on it."""
-        return "entropy"
-
-    @property
-    def standardise(self) -> Literal["none"]:
-        """That score is shown as it is."""
-        return "none"
-
-    @property
-    def abstain(self) -> float:
-        """Every row counts."""
-        return 0.0
-
-    @property
-    def cotraining(self) -> Literal[False]:
-        """No teacher is chosen."""
-        return False
-
-    @property
-    def weights(self) -> Literal["raw"]:
-        """All are 1."""
-        return "raw"
-
-
-class VanillaKdMethod(BaselineMethod):
-    """Plain distillation: softmax over all teachers' logits side by side."""
-
-    kind: Literal["vanilla_kd"] = "vanilla_kd"
-
-
-class UhcMethod(BaselineMethod):
-    """Unifying heterogeneous classifiers: the student agrees with each teacher within that teacher's labels."""
-
-    kind: Literal["uhc"] = "uhc"
-
-
-class FeatureMethod(BaselineMethod):
-    """Vanilla distillation, and the student's features led by those of the teachers, who run beside it."""
-
-    head_learning_rate: Positive = Field(
-        default=1e-3,
-        description="of the projections that are trained beside the student and then thrown away",
-    )
-
-
-class DfaMethod(FeatureMethod):
-    """Direct feature amalgamation: layer by layer, all teachers' features compressed into the student's."""
-
-    kind: Literal["dfa"] = "dfa"
-
-
-class CflMethod(FeatureMethod):
-    """Common feature learning: last layers meet in a space that all share, compared by MMD."""
-
-    kind: Literal["cfl"] = "cfl"
-    width: Count | None = Field(
-        default=None, description="of the common space; default: a quarter of the student's hidden size"
-    )
-
-
-AnyMethod = MukiMethod | BaselineMethod
-
-
-def _as_kind(value: Any) -> Any:
-    """`method: paper` is short for `method: {kind: paper}`; `kind` may be left out for muki."""
-    if isinstance(value, str):
-        return {"kind": value}
-    return {"kind": "muki", **value} if isinstance(value, dict) else value
-
-
-Method = Annotated[
-    Annotated[
-        MukiMethod | PaperMethod | VanillaKdMethod | UhcMethod | DfaMethod | CflMethod,
-        Field(discriminator="kind"),
-    ],
-    BeforeValidator(_as_kind),
-]
-
-
 class StudentConfig(Section):
     """The model to train: any encoder or classifier; it gets a fresh head over the union."""
 
     model: ModelName = Field(description="hub id, folder or URI of the base model")
     revision: str | None = None
-    init: Annotated[str, AfterValidator(_filled("give base, previous, or a finished student's folder"))] = (
+    init: Annotated[str, AfterValidator(filled("give base, previous, or a finished student's folder"))] = (
         Field(
             default="base",
             description="base: `model`; previous: the finished student of other teachers in `output`, if there is one; "
@@ -506,7 +251,7 @@ class IntegrateConfig(Section):
     teachers: Annotated[list[TeacherConfig], Field(min_length=1)]
     corpus: CorpusConfig
     student: StudentConfig
-    output: Annotated[str, AfterValidator(_filled("give the folder that the run may write to"))] = Field(
+    output: Annotated[str, AfterValidator(filled("give the folder that the run may write to"))] = Field(
         description="run folder: absolute path, path or URI"
     )
     method: Method = MukiMethod()

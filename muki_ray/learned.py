@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from muki_ray.config import AnyMethod
+from muki_ray.config_method import AnyMethod
 from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining, score_view
 from muki_ray.standardisation import Raw, Standardisation, ZScore, fit, from_json
 from muki_ray.store import Folder

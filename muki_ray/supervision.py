@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from muki_ray.baselines.targets import baseline_supervision
-from muki_ray.config import AnyMethod, BaselineMethod
+from muki_ray.config_method import AnyMethod, BaselineMethod
 from muki_ray.integration import integrate, teacher_weights
 from muki_ray.labels import LabelSpace
 from muki_ray.learned import Learned, Rows

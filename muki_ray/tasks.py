@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from muki_ray.config import AnyMethod, BaselineMethod, DropoutConfig
+from muki_ray.config_method import AnyMethod, BaselineMethod, DropoutConfig
 from muki_ray.corpus import Corpus
 from muki_ray.errors import StoreError
 from muki_ray.hashing import row_hash

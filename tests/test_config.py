@@ -10,18 +10,15 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from muki_ray.config import (
+from muki_ray.config import IntegrateConfig, load_config, parse_config, to_yaml
+from muki_ray.config_method import (
     BaselineMethod,
     CflMethod,
     DfaMethod,
-    IntegrateConfig,
     MukiMethod,
     PaperMethod,
     UhcMethod,
     VanillaKdMethod,
-    load_config,
-    parse_config,
-    to_yaml,
 )
 from muki_ray.errors import ConfigError
 

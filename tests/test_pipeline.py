@@ -22,7 +22,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from muki_ray.config import MukiMethod
+from muki_ray.config_method import MukiMethod
 from muki_ray.cotraining import score_view
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from muki_ray.config import MukiMethod
+from muki_ray.config_method import MukiMethod
 from muki_ray.labels import LabelSpace, TeacherLabels, join
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from muki_ray.config import MukiMethod
+from muki_ray.config_method import MukiMethod
 from muki_ray.uncertainty import (
     SAMPLED,
     SCORES,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from muki_ray.config import BaselineMethod, UhcMethod
+from muki_ray.config_method import BaselineMethod, UhcMethod
 from muki_ray.integration import Supervision, scatter
 from muki_ray.labels import LabelSpace
 from muki_ray.uncertainty import Floats, softmax

@@ -21,7 +21,8 @@ from muki_ray.baselines.dfa import Dfa
 from muki_ray.baselines.features import FeatureNetwork, FeatureTeacher, layer_widths
 from muki_ray.baselines.targets import blocks
 from muki_ray.baselines.uhc import uhc_rows
-from muki_ray.config import AnyMethod, BaselineMethod, CflMethod, DfaMethod, TrainingConfig, UhcMethod
+from muki_ray.config import TrainingConfig
+from muki_ray.config_method import AnyMethod, BaselineMethod, CflMethod, DfaMethod, UhcMethod
 from muki_ray.labels import LabelSpace
 from muki_ray.student.data import Batch
 from muki_ray.student.losses import kl_rows, weighted_kl

@@ -27,7 +27,7 @@ class Classical:
 
     Args:
         captured: the model's graph, if there is one: it says where dropout is to be added to a model that has none.
-        layers, rate: as in `config.DropoutConfig`; a rate is set on every dropout module of the model.
+        layers, rate: as in `config_method.DropoutConfig`; a rate is set on every dropout module of the model.
 
     Raises:
         TeacherError: it has no dropout, or not that many layers.

@@ -61,7 +61,7 @@ class McDropout:
         probe: a small tokenized batch of at least two rows of unequal length, used to find the sites and to
             check the result.
         samples: K; 0 runs the deterministic pass only.
-        masks, layers, rate, early_stop: as in `config.DropoutConfig`.
+        masks, layers, rate, early_stop: as in `config_method.DropoutConfig`.
         seed_key: what the masks' seeds derive from, such as (seed, teacher fingerprint).
         token_budget: tokens of one forward of sampled layers, rows and samples counted; None: all at once.
 

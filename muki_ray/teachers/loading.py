@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 
 from muki_ray import filesystem as locations
 from muki_ray import hub
-from muki_ray.config import Dtype, TeacherConfig
+from muki_ray.config import TeacherConfig
+from muki_ray.config_section import Dtype
 from muki_ray.errors import TeacherError
 from muki_ray.labels import teacher_labels
 from muki_ray.store import fingerprint

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from muki_ray.allocator import keep_freed_memory
-from muki_ray.config import DropoutConfig
+from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import TeacherError
 from muki_ray.teachers.batching import padded_width, token_batches
 from muki_ray.teachers.dropout import McDropout, Samples

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from muki_ray.config import Dtype
+from muki_ray.config_section import Dtype
 from muki_ray.labels import TeacherLabels
 from muki_ray.store import fingerprint
 

@@ -17,7 +17,7 @@ from muki_ray.baselines.targets import (
     uhc_targets,
     vanilla_kd_targets,
 )
-from muki_ray.config import BaselineMethod, CflMethod, DfaMethod, UhcMethod, VanillaKdMethod
+from muki_ray.config_method import BaselineMethod, CflMethod, DfaMethod, UhcMethod, VanillaKdMethod
 from muki_ray.labels import TeacherLabels, join, teacher_labels
 from muki_ray.uncertainty import softmax
 

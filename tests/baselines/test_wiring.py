@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 import yaml
 
-from muki_ray.config import (
+from muki_ray.config import TrainingConfig
+from muki_ray.config_method import (
     BaselineMethod,
     CflMethod,
     DfaMethod,
     MukiMethod,
-    TrainingConfig,
     UhcMethod,
     VanillaKdMethod,
 )

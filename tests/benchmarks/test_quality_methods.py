@@ -1,7 +1,7 @@
 import pytest
 from quality_methods import NAMES, chooses, describe, method_of
 
-from muki_ray.config import MukiMethod
+from muki_ray.config_method import MukiMethod
 
 
 def test_default_is_what_the_product_does_by_itself() -> None:

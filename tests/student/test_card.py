@@ -10,7 +10,8 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from muki_ray.config import MukiMethod, PaperMethod, TrainingConfig
+from muki_ray.config import TrainingConfig
+from muki_ray.config_method import MukiMethod, PaperMethod
 from muki_ray.student.card import is_hub_id, model_card
 
 LABELS = ["business", "positive|good", "sport"]

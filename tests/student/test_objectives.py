@@ -15,15 +15,8 @@ import torch
 from safetensors.torch import load_file
 
 from muki_ray.baselines.targets import blocks, uhc_targets
-from muki_ray.config import (
-    CflMethod,
-    DfaMethod,
-    MukiMethod,
-    TeacherConfig,
-    TrainingConfig,
-    UhcMethod,
-    VanillaKdMethod,
-)
+from muki_ray.config import TeacherConfig, TrainingConfig
+from muki_ray.config_method import CflMethod, DfaMethod, MukiMethod, UhcMethod, VanillaKdMethod
 from muki_ray.errors import TeacherError
 from muki_ray.labels import TeacherLabels, join
 from muki_ray.runtime import listening

@@ -13,7 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from muki_ray.config import DropoutConfig, TeacherConfig
+from muki_ray.config import TeacherConfig
+from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import LabelError, TeacherError, UserError
 from muki_ray.teachers.loading import TeacherSpec, inspect, load, load_classifier, resolve_dtype
 from muki_ray.teachers.scoring import Scorer

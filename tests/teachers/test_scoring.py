@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from muki_ray.config import DropoutConfig
+from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import TeacherError
 from muki_ray.teachers.loading import LoadedClassifier, load_classifier
 from muki_ray.teachers.scoring import Scorer, reduce_samples
