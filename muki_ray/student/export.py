@@ -39,8 +39,7 @@ def export(checkpoint: str, student: Folder) -> None:
     for info in from_fs.get_file_info(fs.FileSelector(from_path)):
         left_behind = info.base_name in (STATE_FILE, METRICS_FILE, MARKER) or info.base_name.startswith(".")
         if info.type == fs.FileType.File and not left_behind:
-            target = f"{to_path}/{info.base_name}"
-            fs.copy_files(info.path, target, source_filesystem=from_fs, destination_filesystem=to_fs)
+            locations.copy_file(from_fs, info.path, to_fs, f"{to_path}/{info.base_name}")
             stale.discard(info.base_name)
     student.remove(name for name in stale if name.endswith(_MODEL_FILES))
 
