@@ -9,7 +9,10 @@ it fails in a way that may pass (`steady`).
 from __future__ import annotations
 
 import os
+import posixpath
+import uuid
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -23,6 +26,8 @@ from muki_ray.uris import absolute, clean, join, redact, redact_all, scheme
 
 __all__ = [
     "absolute",
+    "copy_file",
+    "copy_folder",
     "copy_tree",
     "exists",
     "is_local",
@@ -37,6 +42,7 @@ __all__ = [
 # what may stand behind the `?` of an s3 URI
 _S3_TEXTS = ("region", "scheme", "endpoint_override", "tls_ca_file_path")
 _S3_FLAGS = ("allow_bucket_creation", "allow_bucket_deletion", "force_virtual_addressing")
+_CHUNK = 16 << 20  # bytes that are copied at a time
 
 
 def open_location(location: str) -> tuple[fs.FileSystem, str]:
@@ -169,7 +175,41 @@ def exists(location: str) -> bool:
 
 def copy_tree(source: str, destination: str) -> None:
     """Copy a folder's files, across filesystems if need be."""
-    from_fs, from_path = open_location(source)
-    to_fs, to_path = open_location(destination)
-    to_fs.create_dir(to_path, recursive=True)
-    fs.copy_files(from_path, to_path, source_filesystem=from_fs, destination_filesystem=to_fs)
+    copy_folder(*open_location(source), *open_location(destination))
+
+
+def copy_folder(from_fs: fs.FileSystem, from_path: str, to_fs: fs.FileSystem, to_path: str) -> None:
+    """`copy_tree` between paths of filesystems."""
+    made = set()
+    for info in from_fs.get_file_info(fs.FileSelector(from_path, recursive=True)):
+        if info.type == fs.FileType.File:
+            below = info.path.strip("/")[len(from_path.strip("/")) :].lstrip("/")
+            target = f"{to_path}/{below}"
+            folder = posixpath.dirname(target)
+            if folder not in made:
+                to_fs.create_dir(folder, recursive=True)
+                made.add(folder)
+            copy_file(from_fs, info.path, to_fs, target)
+
+
+def copy_file(from_fs: fs.FileSystem, from_path: str, to_fs: fs.FileSystem, to_path: str) -> None:
+    """Copy a file into a folder that is there.
+
+    Not by pyarrow's `copy_files`: it says nothing when a copy fails to close, which is when object stores take it.
+    """
+    if from_fs.equals(to_fs):
+        to_fs.copy_file(from_path, to_path)
+        return
+    local = is_local(to_fs)
+    target = f"{to_path}.{uuid.uuid4().hex}.tmp" if local else to_path
+    try:
+        with from_fs.open_input_stream(from_path, compression=None) as source:
+            sink = to_fs.open_output_stream(target, compression=None)
+            while len(chunk := source.read_buffer(_CHUNK)):
+                sink.write(chunk)
+            sink.close()
+        if local:
+            Path(target).replace(to_path)
+    finally:
+        if local:
+            Path(target).unlink(missing_ok=True)

@@ -115,12 +115,8 @@ def _fetch_uri(location: str, error: type[UserError], what: str) -> Path:
     try:
         temporary.mkdir(parents=True)
         for info in files:
-            fs.copy_files(
-                info.path,
-                str(temporary / info.base_name),
-                source_filesystem=filesystem,
-                destination_filesystem=fs.LocalFileSystem(),
-            )
+            place = str(temporary / info.base_name)
+            locations.copy_file(filesystem, info.path, fs.LocalFileSystem(), place)
         try:
             temporary.rename(target)
         except OSError:

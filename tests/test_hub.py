@@ -202,7 +202,7 @@ def test_s3_is_copied_once(remote: str, folder: Path, monkeypatch: pytest.Monkey
     def never(*_: object, **__: object) -> None:
         raise AssertionError("copied again")
 
-    monkeypatch.setattr("pyarrow.fs.copy_files", never)
+    monkeypatch.setattr("muki_ray.filesystem.copy_file", never)
     assert get(remote) == first
 
 

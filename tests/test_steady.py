@@ -16,7 +16,7 @@ from pyarrow import fs
 
 from muki_ray import retrying
 from muki_ray.errors import StorageError
-from muki_ray.filesystem import copy_tree, open_location
+from muki_ray.filesystem import copy_file, copy_tree, open_location
 from muki_ray.steady import Steady
 from muki_ray.store import Folder, part_name
 from tests.flaky import Fault, FlakyS3, flaky_s3
@@ -111,6 +111,15 @@ def test_folders_are_copied_through_failures(server: FlakyS3, bucket: str, tmp_p
         assert Folder(str(tmp_path / "back" / name)).read_bytes("file") == DATA
 
 
+def test_a_copy_that_the_store_does_not_take_is_an_error(
+    server: FlakyS3, bucket: str, tmp_path: Path
+) -> None:
+    Folder(str(tmp_path)).write_bytes("file", b"small: it is sent only when the copy is closed")
+    server.failing(403, 1000, "PUT")
+    with pytest.raises(StorageError, match=rf"cannot write '{bucket}/copy/file'"):
+        copy_tree(str(tmp_path), f"{bucket}/copy")
+
+
 def test_a_refusal_is_not_repeated_and_shows_no_credentials(server: FlakyS3, bucket: str) -> None:
     folder = Folder(bucket.replace("s3://", "s3://key:hush@") + "/run")
     server.failing(403, 1000)
@@ -132,23 +141,27 @@ def test_patience_ends(server: FlakyS3, bucket: str) -> None:
     assert Folder(f"{bucket}/run").names() == set()
 
 
-def test_a_transfer_that_fails_leaves_no_part_of_a_file(server: FlakyS3, bucket: str) -> None:
+def test_a_transfer_that_fails_leaves_no_part_of_a_file(
+    server: FlakyS3, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Folder(bucket).write_bytes("source", DATA * 3)
+    monkeypatch.setattr("muki_ray.filesystem._CHUNK", len(DATA))
 
     def after_the_first_piece(method: str, path: str) -> Fault:
-        gets = sum(seen == "GET" for seen, _, _ in server.requests)
-        return 403 if method == "GET" and gets else None
+        return 403 if method == "GET" and any(seen == "GET" for seen, _, _ in server.requests) else None
 
-    server.requests.clear()
-    server.fault = after_the_first_piece
     filesystem, root = open_location(bucket)
-    other, _ = open_location(f"{bucket}?region=eu-west-3")  # not the same: no copy within the server
-    with pytest.raises(StorageError, match="cannot read"):
-        fs.copy_files(
-            f"{root}/source", f"{root}/copy", source_filesystem=filesystem, destination_filesystem=other
-        )
-    server.failing(None, 0)
+    # not the same place to pyarrow: no copy within the server
+    other, _ = open_location(f"{bucket}?region=eu-west-3")
+    for target, path in ((other, f"{root}/copy"), (fs.LocalFileSystem(), str(tmp_path / "copy"))):
+        server.requests.clear()
+        server.fault = after_the_first_piece
+        with pytest.raises(StorageError, match="cannot read"):
+            copy_file(filesystem, f"{root}/source", target, path)
+        assert sum(seen == "GET" for seen, _, _ in server.requests) == 2
+        server.failing(None, 0)
     assert Folder(bucket).names() == {"source"}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_filesystem_travels_without_the_credentials_of_its_process(

@@ -76,12 +76,7 @@ def copy_files(source: str, names: Iterable[str], target: Folder) -> None:
     to_fs, to_path = locations.open_location(target.location)
     to_fs.create_dir(to_path, recursive=True)
     for name in names:
-        fs.copy_files(
-            f"{from_path}/{name}",
-            f"{to_path}/{name}",
-            source_filesystem=from_fs,
-            destination_filesystem=to_fs,
-        )
+        locations.copy_file(from_fs, f"{from_path}/{name}", to_fs, f"{to_path}/{name}")
 
 
 def finish(student: Folder, training: str, card: str, config: str, facts: dict[str, Any]) -> None:

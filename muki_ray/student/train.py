@@ -18,7 +18,7 @@ import torch
 
 from muki_ray import filesystem as locations
 from muki_ray.config import TrainingConfig
-from muki_ray.errors import ResourceError
+from muki_ray.errors import ResourceError, StoreError, UserError
 from muki_ray.planning import equal_share
 from muki_ray.runtime import Messenger, user_error
 from muki_ray.store import fingerprint
@@ -70,7 +70,22 @@ class RayWorld:
             self.messenger.send("epoch", metrics)
         with tempfile.TemporaryDirectory() as folder:
             save(Path(folder))
-            self.train.report(metrics, checkpoint=self.train.Checkpoint.from_directory(folder))
+            self.train.report(
+                metrics,
+                checkpoint=self.train.Checkpoint.from_directory(folder),
+                # Ray's own copying notices no failure of an object store
+                checkpoint_upload_fn=None if self._on_disk() else self._upload,
+            )
+
+    def _on_disk(self) -> bool:
+        return locations.is_local(self.train.get_context().get_storage().storage_filesystem)
+
+    def _upload(self, checkpoint: Any, name: str) -> Any:
+        """Copy a local checkpoint to the run's storage."""
+        storage = self.train.get_context().get_storage()
+        place = storage.build_checkpoint_path_from_name(name)
+        locations.copy_folder(checkpoint.filesystem, checkpoint.path, storage.storage_filesystem, place)
+        return self.train.Checkpoint(place, storage.storage_filesystem)
 
     def resume(self) -> Path | None:
         """The latest checkpoint, which need not be the best; on this machine until `close`."""
@@ -236,6 +251,13 @@ def _finished(storage: str, name: str) -> Trained | None:
         result = Result.from_path(path, storage_filesystem=filesystem)
     except RuntimeError:  # there is no such run
         return None
+    except UserError:
+        raise
+    except Exception as error:  # such as a missing checkpoint: Ray's kind of error has no public name
+        raise StoreError(
+            f"what Ray Train left in {locations.redact(locations.join(storage, name))} cannot be read "
+            f"({error}); delete that folder and run again"
+        ) from error
     return _best(result, storage) if (result.metrics or {}).get("finished") else None
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from muki_ray.config import TrainingConfig
-from muki_ray.errors import ResourceError, StudentError
+from muki_ray.errors import ResourceError, StoreError, StudentError
 from muki_ray.filesystem import open_location
 from muki_ray.runtime import Messenger, listening
 from muki_ray.store import Folder
@@ -208,6 +208,17 @@ def test_the_same_name_again_trains_nothing(fit: _Fit) -> None:
         replace(fit.job, supervision=nowhere), "student-1", str(fit.storage), {}, False, Messenger(None)
     )
     assert again == fit.trained
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_that_is_gone_is_said(fit: _Fit, tmp_path: Path) -> None:
+    storage = tmp_path / "runs"
+    shutil.copytree(fit.storage, storage)
+    shutil.rmtree(storage / "student-1" / Path(fit.trained.checkpoint).name)
+    with pytest.raises(
+        StoreError, match=rf"^what Ray Train left in {storage}/student-1 cannot .* delete that"
+    ):
+        train_student(fit.job, "student-1", str(storage), CLUSTER, False, Messenger(None))
 
 
 @pytest.mark.heavy
