@@ -7,9 +7,7 @@ Knows Torch; knows Ray only through `World`, so that it also runs in a plain pro
 from __future__ import annotations
 
 import math
-import queue
-import threading
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -21,6 +19,7 @@ import torch
 from muki_ray.allocator import keep_freed_memory
 from muki_ray.config import TrainingConfig
 from muki_ray.errors import StudentError
+from muki_ray.student.ahead import ahead
 from muki_ray.student.data import Batch, Encoded, Supervision
 from muki_ray.student.lean import LeanStudent
 from muki_ray.student.losses import weighted_kl
@@ -32,9 +31,6 @@ from muki_ray.teachers.loading import resolve_dtype
 STATE_FILE, METRICS_FILE = "training_state.pt", "metrics.json"
 # held-out KL of a checkpoint within an epoch, which nobody has judged: finite, because JSON is
 UNJUDGED = 1e30
-_PREFETCH = 16  # batches; some take long, for with them comes the tokenizing of many
-# a thread that reads ahead may wait for a shard that never comes; it ends by itself once that is known
-_PATIENCE_S = 5.0
 # steps between two looks at the loss: each makes a GPU wait for all that it was given
 _LOOK = 16
 # apart from what seeds epochs and workers
@@ -217,7 +213,7 @@ class _Trainer:
         every, workers = self.settings.steps_per_checkpoint, self.world.size
         loss: torch.Tensor | float = 0.0
         rows, seen = 0.0, 0.0
-        with closing(self._prefetched(map(self.loss.prepare, batches))) as stream:
+        with closing(ahead(map(self.loss.prepare, batches), self._tokenized)) as stream:
             for done, (batch, micro) in enumerate(stream, begun.steps + 1):
                 rate = float(self.schedule.get_last_lr()[0])
                 loss = loss + self._step(batch, micro)
@@ -308,7 +304,7 @@ class _Trainer:
         """Weighted mean KL over the held-out rows of all workers."""
         self.model.eval()
         total = torch.zeros(2, device=self.world.device)
-        with torch.inference_mode(), closing(self._prefetched(batches)) as stream:
+        with torch.inference_mode(), closing(ahead(batches, self._tokenized)) as stream:
             for _batch, micro in stream:
                 for inputs, targets, weights in map(self._placed, micro):
                     with self.autocast():
@@ -317,40 +313,6 @@ class _Trainer:
                     total += torch.stack([kl, weights.sum()])
         total = self.world.total(total)
         return float(total[0] / total[1].clamp(min=1e-12))
-
-    def _prefetched(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, list[MicroBatch]]]:
-        """Read and tokenize on a thread, off the critical path."""
-        waiting: queue.Queue[Any] = queue.Queue(_PREFETCH)
-        stop = threading.Event()
-
-        def put(item: Any) -> None:
-            while not stop.is_set():
-                try:
-                    waiting.put(item, timeout=0.2)
-                    return
-                except queue.Full:
-                    continue
-
-        def work() -> None:
-            try:
-                for batch in batches:
-                    if stop.is_set():
-                        return
-                    put((batch, self._tokenized(batch)))
-                put(None)
-            except BaseException as error:
-                put(error)
-
-        thread = threading.Thread(target=work, name="muki-ray-batches", daemon=True)
-        thread.start()
-        try:
-            while (item := waiting.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join(_PATIENCE_S)
 
     def encode(self, texts: list[str], pairs: list[str] | None) -> Encoded:
         """Token ids of rows, cut at the student's length, not padded."""

@@ -5,18 +5,17 @@ shard after shard in the corpus' order, the student reads each as soon as it is 
 comes from its first shards; a run that was killed, or that had to train after all, ends with the same student.
 
 Knows the stages and who may use what of the cluster meanwhile. Training takes its place when every teacher has scored
-the first shards, so that no teacher waits for one that the student holds.
+a shard at least, so that no teacher waits for one that the student holds.
 """
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from muki_ray.config import TrainingConfig
 from muki_ray.errors import ResourceError, StoreError
@@ -40,12 +39,10 @@ from muki_ray.workflow.learn import stream_reader, train, trains_here
 from muki_ray.workflow.plan import Plan, draw_up
 from muki_ray.workflow.run import Run
 from muki_ray.workflow.score import integration, scoring
+from muki_ray.workflow.sides import Sides, StoppedError
 
 # seconds between two looks for evidence: at first, and at most
 _PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-# seconds that the others have to end once one has failed; the graph of teachers ends with its next shards
-_PATIENCE_S = 3.0
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def score_and_train(run: Run, planned: Together, cluster: Cluster) -> tuple[Fold
     assert first is not None, "`together` sees to that"
     ready: Future[None] = Future()
     with scoring(run, planned.plan) as (stage, messenger):
-        sides = _Sides(messenger.close)
+        sides = Sides(messenger.close)
         try:
             scores = sides.begin(lambda: score(tasks, planned.plan.waves, messenger, sides.stop))
             integrated = sides.begin(lambda: _integrate(task, first, ready, scores, sides.stop, cluster))
@@ -139,58 +136,6 @@ def score_and_train(run: Run, planned: Together, cluster: Cluster) -> tuple[Fold
     return task.folder, facts, name
 
 
-class _StoppedError(Exception):
-    """A side ends because the other did."""
-
-
-class _Sides:
-    """Work on threads beside this one; when one fails, all are told.
-
-    Attributes:
-        stop: set when nobody waits for results any more.
-        failure: what the first of them to fail raised.
-    """
-
-    def __init__(self, on_failure: Callable[[], None]) -> None:
-        self.stop = threading.Event()
-        self.failure: BaseException | None = None
-        self._on_failure, self._lock = on_failure, threading.Lock()
-        self._threads: list[threading.Thread] = []
-
-    def begin(self, work: Callable[[], _T]) -> Future[_T]:
-        """Start work; its result."""
-        result: Future[_T] = Future()
-
-        def run() -> None:
-            try:
-                result.set_result(work())
-            except BaseException as error:
-                first = self._is_first(error)
-                result.set_exception(error)
-                if first:
-                    self.stop.set()
-                    self._on_failure()
-
-        self._threads.append(threading.Thread(target=run, name="muki-ray-beside", daemon=True))
-        self._threads[-1].start()
-        return result
-
-    def _is_first(self, error: BaseException) -> bool:
-        """Whether this is what went wrong, and not what comes of it."""
-        with self._lock:
-            if self.failure is not None or self.stop.is_set():
-                return False
-            self.failure = error
-            return True
-
-    def end(self) -> None:
-        """Tell all to stop, and wait a little. Who does not end writes whole files to the end of this process."""
-        self.stop.set()
-        deadline = time.monotonic() + _PATIENCE_S
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
-
-
 def _integrate(
     task: IntegrationTask,
     first: int,
@@ -202,7 +147,8 @@ def _integrate(
     """Integrate all shards, in their order, as they are scored.
 
     Args:
-        ready: gets its result when what comes from the first shards is known and they are integrated.
+        first: shards to learn from.
+        ready: gets its result when that is known, and they are integrated; with the first shard at the earliest.
 
     Returns:
         The task with what it learned, and what the shards add up to.
@@ -213,11 +159,11 @@ def _integrate(
         task = replace(task, learned=learn_from_corpus(task))
     integrator = Integrator(task, light_tasks(cluster.resources))
     for shard in range(task.shards):
-        if shard == first:
-            integrator.wait(0)
-            ready.set_result(None)
         _await(task, shard, scores, stop)
         integrator.send(shard)
+        if shard + 1 == max(first, 1):
+            integrator.wait(0)
+            ready.set_result(None)
     integrator.wait(0)
     return task, integrator.done
 
@@ -237,5 +183,5 @@ def _await(task: IntegrationTask, shard: int, scores: Future[Any], stop: threadi
                     f"all is scored, but {one.folders[0].sub(name).shown} is not there; run again"
                 )
             if stop.wait(pause):
-                raise _StoppedError
+                raise StoppedError
             pause = min(2 * pause, _LONGEST_PAUSE_S)

@@ -398,30 +398,6 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return trainer(toy.job(folder, 12), recorder(folder / "best"))
 
 
-def test_errors_of_the_reading_thread_reach_the_caller(one: Any) -> None:
-    batches = list(one.job.supervision.train(0, 4, 0))
-
-    def failing() -> Iterator[Batch]:
-        yield batches[0]
-        raise StudentError("the part is gone")
-
-    seen = []
-    with pytest.raises(StudentError, match="the part is gone"):
-        for batch, _ in one._prefetched(failing()):
-            seen.append(batch)
-    assert seen == batches[:1]
-    assert not _reading()
-
-
-def test_the_reading_thread_ends_with_its_consumer(one: Any) -> None:
-    batch = next(one.job.supervision.train(0, 4, 0))
-    stream = one._prefetched(_endless(batch))
-    next(stream)
-    assert len(_reading()) == 1
-    stream.close()
-    assert not _reading()
-
-
 def test_a_step_that_fails_ends_the_reading_thread(one: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = next(one.job.supervision.train(0, 4, 0))
 
