@@ -190,7 +190,8 @@ def _answers(address: str) -> bool:
 
 
 class _Mailbox:
-    """Actor that workers tell things to; the driver asks for what is new. Losing it loses only messages."""
+    """Actor that workers tell things to; the driver asks for what is new. Losing it loses only messages, and whoever
+    asks knows."""
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, Any]] = deque(maxlen=10_000)

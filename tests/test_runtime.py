@@ -142,6 +142,17 @@ def test_workers_send_too(ray_session: None) -> None:
         assert [content for kind, content in inbox.messages if kind == name] == list(range(5))
 
 
+def test_who_asks_is_told_when_nobody_listens_any_more(ray_session: None) -> None:
+    with listening(_Inbox()) as messenger:
+        assert messenger.is_open()
+        messenger.close()
+        assert not messenger.is_open()
+        messenger.send("late", 1)
+    with listening(_Inbox()) as messenger:
+        assert messenger.is_open()
+    assert not messenger.is_open()
+
+
 def test_a_lost_mailbox_is_not_the_senders_problem(ray_session: None) -> None:
     @ray.remote(num_cpus=0.1)
     def work(messenger: Messenger) -> str:
