@@ -76,7 +76,7 @@ class Gated(Corpus):
 
     def read(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         gate = Path(self.gate + ("-last" if shard + 1 == self.shards else ""))
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while shard >= self.shard and not gate.exists():
             assert time.monotonic() < deadline, f"{gate} never opened"
             time.sleep(0.02)
@@ -133,7 +133,7 @@ def test_interrupted_and_run_again_it_is_the_student_of_one_after_the_other(
     assert scoring[1].missing(), "nobody waited for the last shard"
     (tmp_path / "gate-last").touch()
     for thread in beside():
-        thread.join(60)
+        thread.join(300)
     assert not beside(), "with the next shards the graph ends, too"
     scoring[1].folders[0].remove([part_name(SHARDS - 1)])
     folder, facts, name = score_and_train(run, planned(run, scoring), OURS)
@@ -160,7 +160,7 @@ def test_scoring_that_fails_ends_the_training_with_its_error(
     run, scoring = prepared(config(root, tmp_path / "run"))
     at_first_step(monkeypatch, (tmp_path / "gate").touch)
     plan = planned(run, gated(scoring, tmp_path / "gate", 5, fails=True))
-    with pytest.raises(StoreError, match=r"^shard 5 is gone$"):
+    with pytest.raises(StoreError, match=r"^shard [567] is gone$"):  # two are read at once
         score_and_train(run, plan, OURS)
     assert not list((tmp_path / "run" / "checkpoints").glob("*/epoch-*"))
 
