@@ -29,12 +29,14 @@ class Material:
         labels: name -> its labels, sorted.
         corpus: a gold label that no teacher knows is None.
         tests: name -> rows whose label some teacher knows; the first is the one methods are compared on.
+        outside: texts that no teacher has a label for; None where the suite names none.
     """
 
     teachers: dict[str, pd.DataFrame]
     labels: dict[str, list[str]]
     corpus: pd.DataFrame
     tests: dict[str, pd.DataFrame]
+    outside: pd.DataFrame | None = None
 
     @property
     def union(self) -> list[str]:
@@ -44,6 +46,7 @@ class Material:
     def all_texts(self) -> list[str]:
         """Every text of the suite, for what depends on the words in it."""
         frames = [*self.teachers.values(), self.corpus, *self.tests.values()]
+        frames += [] if self.outside is None else [self.outside]
         return sorted({text for frame in frames for text in frame["text"]})
 
 
@@ -73,15 +76,22 @@ def material(suite: Suite, scale: Scale, data: Path, most: int | None) -> Materi
     for name, sources in suite.all_tests.items():
         frames = [_rows(data, one, "test") for one in sources]
         tests[name] = _drawn([frame[frame["label"].isin(known)] for frame in frames], settings.test_rows)
+    outside = (
+        _drawn([_rows(data, one, "test") for one in suite.outside], settings.test_rows)
+        if suite.outside
+        else None
+    )
     return Material(
         {name: _plain(frame) for name, frame in own.items()},
         labels,
         _plain(corpus),
         {name: _plain(frame) for name, frame in tests.items()},
+        None if outside is None else _plain(outside.assign(label=None)),
     )
 
 
 def _rows(data: Path, texts: Texts, split: str) -> pd.DataFrame:
+    split = texts.split or split
     path = data / texts.data / f"{split}.parquet"
     if not path.is_file():
         raise ConfigError(

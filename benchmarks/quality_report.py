@@ -23,6 +23,9 @@ _COLUMNS = (
     ("AUROC", "auroc", False),
     ("on corpus", "corpus_selection_accuracy", False),
     ("targets", "target_accuracy", False),
+    ("ECE tempered", "tempered_ece", False),
+    ("outside AUROC", "outside_auroc", False),
+    ("at 95 %", "accuracy_at_95", False),
     ("scoring s", "scoring_seconds", None),
     ("training s", "seconds", None),
 )

@@ -39,6 +39,7 @@ class Texts(Section):
 
     data: str = Field(description="folder of the data set")
     where: dict[str, Values] = Field(default={}, description="column: values that count")
+    split: str | None = Field(default=None, description="file of it; default: train or test, as the use is")
 
 
 class Part(Texts):
@@ -108,6 +109,7 @@ class Suite(Section):
         shares: teacher -> share of the corpus rows that it alone owns; the others share the rest evenly.
         tests: name -> rows of the official test split; the first one is what methods are compared on. Default:
             those of the corpus' data sets. Rows whose label no teacher knows are left out.
+        outside: texts that are about no label of any teacher; a good student is less sure of them.
     """
 
     about: str
@@ -115,6 +117,7 @@ class Suite(Section):
     corpus: list[Texts] | None = None
     shares: dict[str, Fraction] = Field(default={})
     tests: Annotated[dict[str, list[Texts]], Field(min_length=1)] | None = None
+    outside: list[Texts] = Field(default=[])
     max_length: Count = Field(description="tokens")
     tiny: AtScale
     small: AtScale

@@ -195,12 +195,16 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self.messages: deque[tuple[str, Any]] = deque(maxlen=10_000)
+        self.listened_to = True
 
     def put(self, kind: str, content: Any) -> None:
         self.messages.append((kind, content))
 
-    def answers(self) -> bool:
-        return True
+    def is_listened_to(self) -> bool:
+        return self.listened_to
+
+    def close(self) -> None:
+        self.listened_to = False
 
     def take(self) -> list[tuple[str, Any]]:
         taken = list(self.messages)
@@ -222,12 +226,14 @@ class Messenger:
     def is_open(self) -> bool:
         """Whether the driver still listens; waits for the answer."""
         try:
-            return bool(ray.get(self.actor.answers.remote()))
+            return bool(ray.get(self.actor.is_listened_to.remote()))
         except ray.exceptions.RayError:
             return False
 
     def close(self) -> None:
         """Listen no more: what is told from now on is lost, and whoever asks knows."""
+        with suppress(ray.exceptions.RayError):  # told first: a killed actor may still answer for a moment
+            ray.get(self.actor.close.remote())
         ray.kill(self.actor)
 
 
@@ -258,15 +264,16 @@ def listening(handle: Callable[[str, Any], None], every: float = 0.5) -> Iterato
                 return
 
     thread = threading.Thread(target=listen, name="muki-ray-messages", daemon=True)
+    messenger = Messenger(actor)
     thread.start()
     try:
-        yield Messenger(actor)
+        yield messenger
     finally:
         stop.set()
         thread.join(timeout=60)
         with suppress(ray.exceptions.RayError):
             drain()
-        ray.kill(actor)
+        messenger.close()
 
 
 @contextmanager

@@ -19,7 +19,8 @@ import torch
 from torch import fx, nn
 
 from muki_ray.student.kernels import EmbeddingGradient, attention, dropout
-from muki_ray.teachers.capture import Captured, UncapturableError, capture, op_name
+from muki_ray.teachers.capture import Captured, UncapturableError, op_name
+from muki_ray.teachers.capture_cache import capture_once
 from muki_ray.teachers.program import compile_program
 
 logger = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ class LeanStudent(nn.Module):
 
     def _prepare(self, probe: Mapping[str, torch.Tensor]) -> None:
         self.model.train()  # in eval mode the graph would have no dropout
-        captured, parameters = _parameters_as_inputs(capture(self.model, probe), self.model)
+        captured, parameters = _parameters_as_inputs(capture_once(self.model, probe), self.model)
         self.inputs, self.parameters_read = tuple(probe), parameters
         program = compile_program(captured, []).shared
         _replace_operations(program)

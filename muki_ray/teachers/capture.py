@@ -20,6 +20,8 @@ from torch import fx, nn
 
 aten = torch.ops.aten
 _HIGHER_ORDER = torch.ops.higher_order
+# where the model stands in what is traced
+_PREFIX = "model."
 # operations that only guard the trace
 _GUARDS = ("_assert_tensor_metadata", "_assert_scalar", "sym_constrain_range", "_assert_async")
 
@@ -36,12 +38,14 @@ class Captured:
         graph: its operations; one output, the logits.
         inputs: placeholder of each of the model's inputs.
         constants: tensor of each other placeholder: parameters, buffers and lifted constants.
+        weights: of those that are parameters or buffers of the model, their names there.
         rows, tokens: the symbols B and T of the shapes.
     """
 
     graph: fx.Graph
     inputs: dict[str, fx.Node]
     constants: dict[fx.Node, torch.Tensor]
+    weights: dict[fx.Node, str]
     rows: Any
     tokens: Any
 
@@ -94,11 +98,8 @@ def capture(model: nn.Module, probe: Mapping[str, torch.Tensor]) -> Captured:
     graph = _flat(program.graph_module)
     kinds = program.graph_signature
     tensors = {**program.state_dict, **program.constants}
-    named = {
-        **kinds.inputs_to_parameters,
-        **kinds.inputs_to_buffers,
-        **kinds.inputs_to_lifted_tensor_constants,
-    }
+    weights = {**kinds.inputs_to_parameters, **kinds.inputs_to_buffers}
+    named = {**weights, **kinds.inputs_to_lifted_tensor_constants}
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
     user = [placeholders[name] for name in kinds.user_inputs]
     constants = {placeholders[name]: tensors[target].detach() for name, target in named.items()}
@@ -109,7 +110,12 @@ def capture(model: nn.Module, probe: Mapping[str, torch.Tensor]) -> Captured:
         raise UncapturableError("its graph holds for one batch size or length only")
     _plain_projections(graph)
     return Captured(
-        graph, dict(zip(inputs, user, strict=True)), constants, shape[0].node.expr, shape[1].node.expr
+        graph,
+        dict(zip(inputs, user, strict=True)),
+        constants,
+        {placeholders[name]: target.removeprefix(_PREFIX) for name, target in weights.items()},
+        shape[0].node.expr,
+        shape[1].node.expr,
     )
 
 
@@ -119,11 +125,10 @@ def module_path(node: fx.Node) -> list[tuple[str, str, str]]:
     A module that is called twice has one path and two keys.
     """
     stack = node.meta.get("nn_module_stack") or {}
-    prefix = "model."
     return [
-        (path.removeprefix(prefix), key, kind if isinstance(kind, str) else kind.__name__)
+        (path.removeprefix(_PREFIX), key, kind if isinstance(kind, str) else kind.__name__)
         for key, (path, kind) in stack.items()
-        if path.startswith(prefix)
+        if path.startswith(_PREFIX)
     ]
 
 

@@ -25,7 +25,8 @@ import torch
 from torch import nn
 
 from muki_ray.errors import TeacherError
-from muki_ray.teachers.capture import Captured, UncapturableError, capture
+from muki_ray.teachers.capture import Captured, UncapturableError
+from muki_ray.teachers.capture_cache import capture_once
 from muki_ray.teachers.classical import Classical
 from muki_ray.teachers.fanout import FanOut
 from muki_ray.teachers.hooks import HookSite, Inputs, Repeated, watch_sites
@@ -108,7 +109,7 @@ class McDropout:
 
     def _captured(self, probe: Inputs) -> Captured | None:
         try:
-            return capture(self.model, probe)
+            return capture_once(self.model, probe)
         except UncapturableError as problem:
             self.uncaptured = str(problem)
             return None

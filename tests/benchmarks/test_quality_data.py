@@ -102,3 +102,17 @@ def test_teachers_of_some_labels_and_values_and_several_tests(data: Path) -> Non
 def test_what_is_not_there_is_one_line(data: Path, change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         material(suite(**change), "full", data, None)
+
+
+def test_texts_that_no_teacher_has_a_label_for(data: Path) -> None:
+    frame = pd.DataFrame([{"text": f"far {i}", "label": "oos"} for i in range(6)])
+    frame.to_parquet(data / "d" / "far.parquet")
+    found = material(suite(outside=[{"data": "d", "split": "far"}]), "full", data, None)
+    assert found.outside is not None
+    assert sorted(found.outside["text"]) == sorted(frame["text"])
+    assert set(found.outside["label"]) == {None}
+    assert set(found.outside["text"]) <= set(found.all_texts())
+    assert not set(found.outside["text"]) & set(found.corpus["text"])
+    assert material(suite(), "full", data, None).outside is None
+    with pytest.raises(ConfigError, match=r"no file d/near\.parquet"):
+        material(suite(outside=[{"data": "d", "split": "near"}]), "full", data, None)

@@ -129,7 +129,7 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
     def refuse(*_: Any) -> Any:
         raise UncapturableError("no graph")
 
-    monkeypatch.setattr(lean, "capture", refuse)
+    monkeypatch.setattr(lean, "capture_once", refuse)
     one, plain, inputs = student().eval(), model_of("bert").eval(), batch()
     assert not one.lean
     assert torch.equal(one(**inputs), plain(**inputs).logits)

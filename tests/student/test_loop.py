@@ -189,7 +189,7 @@ def test_the_rewritten_student_learns_what_the_model_learns(
     def refuse(*_: Any) -> Any:
         raise UncapturableError("no graph")
 
-    monkeypatch.setattr("muki_ray.student.lean.capture", refuse)
+    monkeypatch.setattr("muki_ray.student.lean.capture_once", refuse)
     plain = trained(job, tmp_path / "b")
     exact = settings.get("precision") != "bfloat16"
     if exact:

@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_captured_answers_the_same(kind: str, monkeypatch
         raise UncapturableError("a model's code decides by its values")
 
     captured = run(engine(kind), ROWS)
-    monkeypatch.setattr(dropout, "capture", refuse)
+    monkeypatch.setattr(dropout, "capture_once", refuse)
     mc = engine(kind)
     assert (mc.mode, mc.uncaptured) == ("repeat", "a model's code decides by its values")
     assert list(mc.masks) == EXPECTED[kind]
