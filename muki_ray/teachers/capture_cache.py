@@ -23,7 +23,7 @@ from torch import fx, nn
 from muki_ray.teachers.capture import Captured, capture
 
 # architectures that are kept
-_MOST = 8
+_MOST = 32
 # what no forward pass depends on, in a configuration or on a model; how many labels there are shows in the weights
 _NAMES = {"id2label", "label2id", "_name_or_path", "name_or_path", "transformers_version", "architectures"}
 _PLAIN = (bool, int, float, str, type(None))
@@ -83,7 +83,8 @@ def _weights(model: nn.Module) -> dict[str, torch.Tensor]:
 
 def _with_weights(kept: Captured, model: nn.Module) -> Captured:
     """A copy of the graph, and this model's tensors."""
-    graph, own = fx.Graph(), {}
+    graph = fx.Graph()
+    own: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(kept.graph, own)
     graph.output(result)
     tensors = _weights(model)
