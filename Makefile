@@ -9,7 +9,7 @@ BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types tests-on-ray other-tests clean
 
 # each marker is younger than the environment it stands for
 .venv/demo: pyproject.toml constraints.txt
@@ -33,8 +33,15 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+# two at a time: tests on Ray wait for processes most of the time
 test: lint types
-	$(BIN)/python -m pytest
+	$(MAKE) -j 2 tests-on-ray other-tests
+
+tests-on-ray: .venv/dev
+	$(BIN)/python -m pytest -m ray
+
+other-tests: .venv/dev
+	$(BIN)/python -m pytest -m "not ray"
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .hypothesis

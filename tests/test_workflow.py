@@ -118,7 +118,18 @@ def test_mlflow_has_the_run_and_a_model_that_answers(job: Path) -> None:
     assert mlflow.pyfunc.load_model(models[0].artifact_location).predict(["the goal"]) is not None
 
 
-def test_baselines_share_the_evidence_and_end_in_a_student(job: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def private(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The cluster looks like a machine of one's own, where the student trains in the driver."""
+
+    @contextmanager
+    def connected() -> Iterator[Cluster]:
+        yield replace(_cluster(may_grow=False), resources={"CPU": 2.0})
+
+    monkeypatch.setattr(workflow, "connected", connected)
+
+
+def test_baselines_share_the_evidence_and_end_in_a_student(job: Path, tmp_path: Path, private: None) -> None:
     """Teachers that share a label; each kind of objective, one after the other in one folder."""
     config = yaml.safe_load((job / "config.yaml").read_text())
     config |= {
@@ -152,13 +163,8 @@ def test_evaluate_again_on_another_test_set(job: Path) -> None:
 
 
 def test_a_machine_of_ones_own_trains_the_same_student_in_the_driver(
-    job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    job: Path, tmp_path: Path, private: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    @contextmanager
-    def private() -> Iterator[Cluster]:
-        yield replace(_cluster(may_grow=False), resources={"CPU": 2.0})
-
-    monkeypatch.setattr(workflow, "connected", private)
     assert main(["integrate", str(job / "config.yaml"), f"output={tmp_path / 'run'}"]) == 0
     (folder,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert folder.name.endswith("-here")
