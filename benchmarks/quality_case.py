@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from quality_cache import arrays, digest
@@ -33,6 +34,7 @@ from muki_ray.teachers.scoring import Scorer
 from muki_ray.teachers.spec import TeacherSpec
 
 CORPUS = "corpus"
+OUTSIDE = "outside"
 Say = Callable[[str], None]
 
 
@@ -65,15 +67,21 @@ class Case:
         return self.settings.learning_rate or MODELS[self.settings.student_model].learning_rate
 
     def texts(self, where: str) -> list[str]:
-        """Texts of the corpus or of a test."""
-        frame = self.material.corpus if where == CORPUS else self.material.tests[where]
+        """Texts of the corpus, of a test, or from outside the labels."""
+        frame = self._frame(where)
         texts: list[str] = frame["text"].tolist()
         return texts
 
     def truth(self, where: str) -> NDArray[np.int64]:
         """Places of the gold labels in the union, -1 where no teacher knows it. `[N]`."""
-        frame = self.material.corpus if where == CORPUS else self.material.tests[where]
+        frame = self._frame(where)
         return places(list(self.space.names), frame["label"])
+
+    def _frame(self, where: str) -> pd.DataFrame:
+        if where == OUTSIDE:
+            assert self.material.outside is not None
+            return self.material.outside
+        return self.material.corpus if where == CORPUS else self.material.tests[where]
 
     def evidence(self, method: AnyMethod, where: str) -> tuple[list[EvidenceArrays], float]:
         """What each teacher says under the method's dropout, and the seconds that all of them took together."""

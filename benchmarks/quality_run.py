@@ -19,13 +19,16 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from quality_cache import Arrays, arrays, code, digest
-from quality_case import CORPUS, Case
+from quality_case import CORPUS, OUTSIDE, Case
 from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
+from quality_doubt import of_doubt
 from quality_methods import BEST_TEACHER, ENSEMBLE, method_of
-from quality_train import gold_table, recipe, train
+from quality_train import gold_table, held_out, recipe, train
 
 import muki_ray
 from muki_ray.assess import Classifier, predict
+from muki_ray.calibration import believed, expected_labels, fit_temperature, tempered
+from muki_ray.config_method import MukiMethod
 from muki_ray.evaluation import classification_metrics
 from muki_ray.integration import concatenated_ensemble, scatter
 from muki_ray.student.objectives import WeightedKl, objective_of
@@ -34,6 +37,7 @@ from muki_ray.uncertainty import softmax
 _PACKAGE = Path(muki_ray.__file__).parent
 # what a student is trained by: results of other code are made anew
 _TRAINED_BY = (_PACKAGE / "student", _PACKAGE / "baselines")
+_HELD_OUT = "held out"
 _EVALUATED = ("accuracy", "macro_f1", "ece")
 
 
@@ -45,6 +49,8 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
 
     Returns:
         accuracy, macro_f1, ece (on the first test), tests (accuracy on each), held_out_kl, seconds (of training);
+        where the suite has texts that are about no label also what `of_doubt` says; for methods that integrate
+        temperature and tempered_ece (the ECE at that temperature);
         for methods that integrate also target_accuracy (share of corpus rows whose target's top label is gold, of
         those that a teacher knows) and scoring_seconds; where a score chooses the teacher, selection_accuracy and
         auroc on the first test, and corpus_selection_accuracy.
@@ -52,6 +58,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
     if name in (ENSEMBLE, BEST_TEACHER):
         return _without_student(case, name)
     method = method_of(name, case.seed)
+    expected = None
     if method is None:
         table, objective, found, normalize = _gold(case), WeightedKl(), {}, False
     else:
@@ -60,21 +67,36 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
         table = integrated(case.texts(CORPUS), evidence, case.space, method, learned)
         found = of_targets(case, method, table, learned) | {"scoring_seconds": seconds}
         objective, normalize = objective_of(method, case.space, case.specs), method.weights == "normalize"
-    return found | (_student(case, table, objective, normalize) if students else {})
+        if isinstance(method, MukiMethod):
+            expected = expected_labels(
+                believed(method, matrix(table, "scores")),
+                [one.take(np.ones(len(table), dtype=np.bool_)) for one in evidence],
+                case.space.index,
+                len(case.space),
+            )
+    return found | (_student(case, table, objective, normalize, expected) if students else {})
 
 
 def _gold(case: Case) -> pa.Table:
     return gold_table(case.texts(CORPUS), case.truth(CORPUS), len(case.space))
 
 
-def _student(case: Case, table: pa.Table, objective: Any, normalize: bool) -> dict[str, Any]:
-    """A student trained on the table, judged on every test."""
+def _student(
+    case: Case, table: pa.Table, objective: Any, normalize: bool, expected_NC: NDArray[Any] | None
+) -> dict[str, Any]:
+    """A student trained on the table, judged on every test; `expected_NC` as in `muki_ray.calibration`."""
     training = recipe(case.settings.student_epochs, case.student_rate, case.seed)
+    held_out_N = held_out(table, training)
+    asked = {
+        name: case.texts(name)
+        for name in (*case.material.tests, *([OUTSIDE] if case.material.outside is not None else []))
+    }
+    asked[_HELD_OUT] = table["text"].filter(pa.array(held_out_N)).to_pylist()
     parts = [matrix(table, "target"), table["weight"].to_numpy(), table["row_id"].to_numpy()]
     content = [
         str(case.student_base.name), case.max_length, case.space.names, training.model_dump(mode="json"), normalize,
         objective.content, digest(parts), digest(table["text"].to_pylist()), code(*_TRAINED_BY),
-        {name: digest(case.texts(name)) for name in case.material.tests},
+        {name: digest(texts) for name, texts in asked.items()},
     ]  # fmt: skip
 
     def make() -> Arrays:
@@ -87,8 +109,8 @@ def _student(case: Case, table: pa.Table, objective: Any, normalize: bool) -> di
             student = Classifier("student", str(trained.folder), case.max_length)
             threads = torch.get_num_threads()
             said = {
-                f"probs_{name}": predict(student, case.texts(name), None, case.space.names, threads)
-                for name in case.material.tests
+                f"probs_{name}": predict(student, texts, None, case.space.names, threads)
+                for name, texts in asked.items()
             }
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -98,7 +120,16 @@ def _student(case: Case, table: pa.Table, objective: Any, normalize: bool) -> di
 
     found = arrays(case.cache / "students", content, make)
     judged = {name: _judged(case, name, found[f"probs_{name}"]) for name in case.material.tests}
-    return _told(judged) | {name: float(found[name]) for name in ("held_out_kl", "seconds")}
+    told = _told(judged) | {name: float(found[name]) for name in ("held_out_kl", "seconds")}
+    first = next(iter(judged))
+    probs = found[f"probs_{first}"]
+    if OUTSIDE in asked:
+        told |= of_doubt(probs, case.truth(first), found[f"probs_{OUTSIDE}"])
+    if expected_NC is not None:
+        temperature = fit_temperature(found[f"probs_{_HELD_OUT}"], expected_NC[held_out_N])
+        ece = _judged(case, first, tempered(probs, temperature))["ece"]
+        told |= {"temperature": temperature, "tempered_ece": ece}
+    return told
 
 
 def _without_student(case: Case, name: str) -> dict[str, Any]:

@@ -61,6 +61,15 @@ def gold_table(texts: Sequence[str], places_N: NDArray[np.int64], size: int) -> 
     )
 
 
+def held_out(table: pa.Table, training: TrainingConfig) -> NDArray[np.bool_]:
+    """Rows of the table that `train` does not train on, `[N]`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Folder(scratch)
+        folder.write_table(part_name(0), table.select(["row_id"]))
+        split = plan_split(folder, [len(table)], training.validation, training.seed)
+    return split.held_out(table["row_id"].to_numpy())
+
+
 def train(
     table: pa.Table,
     labels: Sequence[str],
