@@ -21,8 +21,8 @@ from muki_ray.runtime import ray, user_error
 from muki_ray.stage import load_scorer
 from muki_ray.tasks import ScoringTask
 
-# seconds of scoring that tell a rate
-_LONG_ENOUGH = 1.0
+# seconds of scoring that tell a rate, beside others that began a little earlier or later
+_LONG_ENOUGH = 3.0
 _FIRST_ROWS = 8
 # longest that anything is waited for: a node that does not come, a model from far away
 _PATIENCE_S = 300.0
@@ -104,6 +104,7 @@ def _measure(
         several: the actor will load one teacher after another: a second load is what counts.
     """
     began = time.perf_counter()
+    import ray.data as _  # an actor of the graph needs it too
     import torch
 
     import muki_ray.teachers.scoring  # noqa: F401
@@ -114,23 +115,22 @@ def _measure(
     loaded = time.perf_counter()
     first_load = load = loaded - imported
     scorer.score(texts[:1], pairs and pairs[:1])  # the first forward is slower than all others
-    if several:
+    for _ in range(2 if several else 0):  # the second load still sets things aside, the third is like all others
+        del scorer
         again = time.perf_counter()
         scorer = load_scorer(task, threads)
         load = time.perf_counter() - again
-    count, rate = min(_FIRST_ROWS, len(texts)), 0.0
-    while True:
+    count, done, taken = min(_FIRST_ROWS, len(texts)), 0, 0.0
+    while taken < _LONG_ENOUGH:
         tick = time.perf_counter()
         scorer.score(texts[:count], pairs and pairs[:count])
-        taken = time.perf_counter() - tick
-        rate = count / taken
-        if taken > _LONG_ENOUGH or count == len(texts):
-            break
-        count = min(count * 4, len(texts))
+        taken, done = taken + time.perf_counter() - tick, done + count
+        if taken < _LONG_ENOUGH and count < len(texts):  # too few to tell: again, with more
+            count, done, taken = min(count * 4, len(texts)), 0, 0.0
     device = scorer.device
     memory = (
         torch.cuda.max_memory_allocated(device) / 2**20
         if device.type == "cuda"
         else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     )
-    return _Seen(time.perf_counter() - began, imported - began, first_load, load, rate, memory)
+    return _Seen(time.perf_counter() - began, imported - began, first_load, load, done / taken, memory)

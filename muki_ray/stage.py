@@ -101,7 +101,7 @@ def load_scorer(task: ScoringTask, threads: int) -> Scorer:
     from muki_ray.teachers.loading import load
     from muki_ray.teachers.scoring import Scorer
 
-    gc.collect()  # models are full of cycles
+    _collect()
     torch.set_num_threads(threads)  # Torch keeps it per thread
     wanted = task.spec.device
     cuda = wanted == "cuda" or (wanted == "auto" and bool(ray.get_gpu_ids()) and torch.cuda.is_available())
@@ -113,6 +113,22 @@ def load_scorer(task: ScoringTask, threads: int) -> Scorer:
         dropout=task.dropout,
         seed_key=task.spec.fingerprint,
     )
+
+
+_collected = 0
+
+
+def _collect() -> None:
+    """Let go of the model before this one: models are full of cycles.
+
+    What was imported would be looked through each time, which takes longer than loading a small teacher. So all that
+    there is before the first model, and after it (the first one brings more imports), is set aside for good.
+    """
+    global _collected
+    gc.collect()
+    if _collected < 2:
+        gc.freeze()
+    _collected += 1
 
 
 def encoded(error: UserError) -> str:
