@@ -21,8 +21,8 @@ from muki_ray.runtime import ray, user_error
 from muki_ray.stage import load_scorer
 from muki_ray.tasks import ScoringTask
 
-# seconds of scoring that tell a rate, beside others that began a little earlier or later
-_LONG_ENOUGH = 3.0
+# seconds of scoring that tell a rate
+_LONG_ENOUGH = 1.0
 _FIRST_ROWS = 8
 # longest that anything is waited for: a node that does not come, a model from far away
 _PATIENCE_S = 300.0
@@ -104,7 +104,7 @@ def _measure(
         several: the actor will load one teacher after another: a second load is what counts.
     """
     began = time.perf_counter()
-    import ray.data as _  # an actor of the graph needs it too
+    import ray.data as _needed_by_actors  # noqa: F401
     import torch
 
     import muki_ray.teachers.scoring  # noqa: F401
