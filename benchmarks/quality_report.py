@@ -24,6 +24,7 @@ _COLUMNS = (
     ("on corpus", "corpus_selection_accuracy", False),
     ("targets", "target_accuracy", False),
     ("ECE tempered", "tempered_ece", False),
+    ("to targets", "target_tempered_ece", False),
     ("outside AUROC", "outside_auroc", False),
     ("at 95 %", "accuracy_at_95", False),
     ("scoring s", "scoring_seconds", None),

@@ -50,7 +50,8 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
     Returns:
         accuracy, macro_f1, ece (on the first test), tests (accuracy on each), held_out_kl, seconds (of training);
         where the suite has texts that are about no label also what `of_doubt` says; for methods that integrate
-        temperature and tempered_ece (the ECE at that temperature);
+        temperature and tempered_ece (the ECE at that temperature), the same with `target_` where the temperature is
+        fitted to the targets instead of the evidence;
         for methods that integrate also target_accuracy (share of corpus rows whose target's top label is gold, of
         those that a teacher knows) and scoring_seconds; where a score chooses the teacher, selection_accuracy and
         auroc on the first test, and corpus_selection_accuracy.
@@ -126,9 +127,11 @@ def _student(
     if OUTSIDE in asked:
         told |= of_doubt(probs, case.truth(first), found[f"probs_{OUTSIDE}"])
     if expected_NC is not None:
-        temperature = fit_temperature(found[f"probs_{_HELD_OUT}"], expected_NC[held_out_N])
-        ece = _judged(case, first, tempered(probs, temperature))["ece"]
-        told |= {"temperature": temperature, "tempered_ece": ece}
+        # to what the evidence says, and to the targets themselves
+        for name, wanted_NC in (("", expected_NC), ("target_", matrix(table, "target"))):
+            temperature = fit_temperature(found[f"probs_{_HELD_OUT}"], wanted_NC[held_out_N])
+            ece = _judged(case, first, tempered(probs, temperature))["ece"]
+            told |= {f"{name}temperature": temperature, f"{name}tempered_ece": ece}
     return told
 
 

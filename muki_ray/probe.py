@@ -115,7 +115,9 @@ def _measure(
     loaded = time.perf_counter()
     first_load = load = loaded - imported
     scorer.score(texts[:1], pairs and pairs[:1])  # the first forward is slower than all others
-    for _ in range(2 if several else 0):  # the second load still sets things aside, the third is like all others
+    for _ in range(
+        2 if several else 0
+    ):  # the second load still sets things aside, the third is like all others
         del scorer
         again = time.perf_counter()
         scorer = load_scorer(task, threads)
