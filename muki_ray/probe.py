@@ -101,7 +101,7 @@ def _measure(
     """What an actor does at its start, and then to a few rows.
 
     Args:
-        several: the actor will load one teacher after another: a second load is what counts.
+        several: the actor will load one teacher after another: a later load is what counts.
     """
     began = time.perf_counter()
     import ray.data as _needed_by_actors  # noqa: F401
@@ -115,9 +115,8 @@ def _measure(
     loaded = time.perf_counter()
     first_load = load = loaded - imported
     scorer.score(texts[:1], pairs and pairs[:1])  # the first forward is slower than all others
-    for _ in range(
-        2 if several else 0
-    ):  # the second load still sets things aside, the third is like all others
+    # the second load still sets aside what was imported, the third is like all others
+    for _ in range(2 if several else 0):
         del scorer
         again = time.perf_counter()
         scorer = load_scorer(task, threads)
