@@ -189,6 +189,10 @@ def _answers(address: str) -> bool:
         return False
 
 
+# longest that the driver waits for its mailbox
+_MAILBOX_PATIENCE_S = 30.0
+
+
 class _Mailbox:
     """Actor that workers tell things to; the driver asks for what is new. Losing it loses only messages, and whoever
     asks knows."""
@@ -233,7 +237,7 @@ class Messenger:
     def close(self) -> None:
         """Listen no more: what is told from now on is lost, and whoever asks knows."""
         with suppress(ray.exceptions.RayError):  # told first: a killed actor may still answer for a moment
-            ray.get(self.actor.close.remote())
+            ray.get(self.actor.close.remote(), timeout=_MAILBOX_PATIENCE_S)
         ray.kill(self.actor)
 
 
@@ -248,7 +252,7 @@ def listening(handle: Callable[[str, Any], None], every: float = 0.5) -> Iterato
     stop = threading.Event()
 
     def drain() -> None:
-        for kind, content in ray.get(actor.take.remote(), timeout=30):
+        for kind, content in ray.get(actor.take.remote(), timeout=_MAILBOX_PATIENCE_S):
             try:
                 handle(kind, content)
             except Exception:
