@@ -23,11 +23,11 @@ from quality_case import CORPUS, OUTSIDE, Case
 from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
 from quality_doubt import of_doubt
 from quality_methods import BEST_TEACHER, ENSEMBLE, method_of
+from quality_temperature import believed, expected_labels, fit_temperature, tempered
 from quality_train import gold_table, held_out, recipe, train
 
 import muki_ray
 from muki_ray.assess import Classifier, predict
-from muki_ray.calibration import believed, expected_labels, fit_temperature, tempered
 from muki_ray.config_method import MukiMethod
 from muki_ray.evaluation import classification_metrics
 from muki_ray.integration import concatenated_ensemble, scatter
@@ -85,7 +85,7 @@ def _gold(case: Case) -> pa.Table:
 def _student(
     case: Case, table: pa.Table, objective: Any, normalize: bool, expected_NC: NDArray[Any] | None
 ) -> dict[str, Any]:
-    """A student trained on the table, judged on every test; `expected_NC` as in `muki_ray.calibration`."""
+    """A student trained on the table, judged on every test; `expected_NC` as in `quality_temperature`."""
     training = recipe(case.settings.student_epochs, case.student_rate, case.seed)
     held_out_N = held_out(table, training)
     asked = {

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from quality_temperature import expected_labels, fit_temperature, tempered
 
-from muki_ray.calibration import expected_labels, fit_temperature, tempered
 from muki_ray.evaluation import classification_metrics
 from muki_ray.uncertainty import TeacherEvidence, softmax
 

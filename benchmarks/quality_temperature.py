@@ -1,14 +1,14 @@
-"""How sure the student should be, found without labels: one temperature for all its logits.
+"""How sure the student should be, sought without labels: one temperature for all its logits.
 
-Targets are sharper than what is known: they follow the best teacher, and a teacher's single pass says little of what it
-does not know. What the evidence says of a row, taken as probabilities throughout, is an expectation of its label:
+A candidate for the product, measured here first: it is fitted either to the targets or to what the evidence says of a
+row's label when it is taken as probabilities throughout,
 
     q = sum_m P(teacher m owns the row) * p_m
 
 with the teachers' shares as integration believes them, not sharpened, and `p_m` the mean of teacher m's Monte-Carlo
 samples (of its one pass where it has none). The temperature is that at which the student's predictions of held-out rows
-tell most of `q`: the cross-entropy is least. It changes no top label. The idea is Guo et al.'s (2017) temperature
-scaling, with `q` in the place of labels; it is as good as the beliefs are.
+tell most of either: the cross-entropy is least. It changes no top label. The idea is Guo et al.'s (2017) temperature
+scaling, with these in the place of labels; it is as good as they are.
 
 Pure: arrays in, arrays out.
 
