@@ -115,6 +115,7 @@ def load_scorer(task: ScoringTask, threads: int) -> Scorer:
     )
 
 
+# times that this process has let go of a model
 _collected = 0
 
 

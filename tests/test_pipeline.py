@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
+from muki_ray import stage as stage_module
 from muki_ray.config_method import MukiMethod
 from muki_ray.cotraining import score_view
 from muki_ray.errors import StoreError, TeacherError
@@ -205,6 +207,20 @@ def test_an_actor_of_several_teachers_takes_them_in_turn(
         for name in task.folders[0].names():
             assert task.folders[0].read_bytes(name) == whole.folders[0].read_bytes(name)
     assert [len(task.missing()) for task in tasks] == [4, 0]
+
+
+def test_one_model_is_in_memory_at_any_time(
+    root: Path, finished: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of the first ones, when what was imported is set aside for good."""
+    monkeypatch.setattr(stage_module, "_collected", 0)
+    stage = TeacherStage(tasks_in(root, tmp_path, finished[0]), 1, Silence())  # type: ignore[arg-type]
+    models = []
+    for shard, teacher in enumerate(("one", "two", "one", "two")):
+        stage(row(0, shard, teacher=teacher))
+        assert stage.turn is not None
+        models.append(weakref.ref(stage.turn[1].result().engine.model))
+        assert [model() is not None for model in models] == [False] * shard + [True]
 
 
 def test_teachers_in_turns_say_the_same(root: Path, finished: tuple[Path, Path], tmp_path: Path) -> None:
