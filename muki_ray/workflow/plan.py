@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import cycle, islice
 from statistics import median
 
 import numpy as np
@@ -17,7 +16,7 @@ from muki_ray.corpus import Corpus
 from muki_ray.pipeline import ScoringTask, turns
 from muki_ray.planning import PoolPlan, plan_waves
 from muki_ray.planning.estimate import Estimate, Pace, estimate
-from muki_ray.probe import probe
+from muki_ray.probe import Crew, probe
 from muki_ray.runtime import Cluster
 
 # texts that a teacher is measured on, at most
@@ -94,22 +93,22 @@ def measured(plan: Plan) -> Plan:
     found: dict[str, Pace | None] = {}
     for wave in plan.waves:
         kinds = {name: _kind(tasks[name], pool) for pool in wave for name in pool.teachers}
-        if not kinds.keys() or all(kind in paces for kind in kinds.values()):
-            found.update({name: paces[kind] for name, kind in kinds.items()})
-            continue
-        chosen = []
-        for pool in wave:
-            each = list({kinds[name]: name for name in pool.teachers}.values())
-            actors = min(pool.initial_actors, sum(plan.loads[name] for name in pool.teachers))
-            chosen += [(tasks[name], pool) for name in islice(cycle(each), max(len(each), actors))]
-        seen = probe(chosen, texts, pairs)
-        for kind in set(kinds.values()):
-            alike = [
-                pace for (task, pool), pace in zip(chosen, seen, strict=True) if _kind(task, pool) == kind
-            ]
-            paces[kind] = _middle([pace for pace in alike if pace is not None])
+        if not all(kind in paces for kind in kinds.values()):
+            seen = probe([_crew(plan, pool, tasks, kinds) for pool in wave], texts, pairs)
+            for kind in set(kinds.values()):
+                alike = [pace for name, pace in seen.items() if kinds[name] == kind]
+                paces[kind] = _middle(alike)
         found.update({name: paces[kind] for name, kind in kinds.items()})
     return replace(plan, paces=found)
+
+
+def _crew(
+    plan: Plan, pool: PoolPlan, tasks: Mapping[str, ScoringTask], kinds: Mapping[str, tuple[object, ...]]
+) -> Crew:
+    """One teacher of each kind, on as many actors as will be at work."""
+    each = {kinds[name]: tasks[name] for name in reversed(pool.teachers)}
+    actors = min(pool.initial_actors, sum(plan.loads[name] for name in pool.teachers))
+    return Crew(pool, list(each.values()), max(1, actors))
 
 
 def _some_rows(corpus: Corpus) -> tuple[list[str], list[str] | None]:
