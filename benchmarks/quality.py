@@ -39,7 +39,7 @@ import torch
 from quality_case import CORPUS, Case, case
 from quality_choice import of_scores, of_teachers
 from quality_data import material
-from quality_methods import BEST_TEACHER, ENSEMBLE, NAMES, chooses, describe, method_of
+from quality_methods import BIASED_ENSEMBLE, DIRECT, NAMES, chooses, describe, method_of
 from quality_models import UnavailableError
 from quality_plots import draw
 from quality_run import figures
@@ -87,7 +87,7 @@ def each(one: Case, options: argparse.Namespace) -> Iterable[tuple[str, dict[str
     if options.jobs == 1:
         return [(method, timed(one, method, options.students)) for method in options.methods]
     for method in options.methods:  # first, and here: methods share evidence
-        settings = method_of(method, one.seed)
+        settings = method_of("default" if method == BIASED_ENSEMBLE else method, one.seed)
         if settings is not None:
             for where in (CORPUS, *list(one.material.tests)[:1]) if chooses(method) else (CORPUS,):
                 one.evidence(settings, where)
@@ -162,9 +162,7 @@ def arguments() -> argparse.Namespace:
     if not options.data or not Path(options.data).is_dir():
         parser.error(f"no data folder at {options.data!r}; give --data or set MUKI_DATA")
     if not options.students:
-        options.methods = [
-            one for one in options.methods if chooses(one) or one in ("vanilla_kd", ENSEMBLE, BEST_TEACHER)
-        ]
+        options.methods = [one for one in options.methods if chooses(one) or one in ("vanilla_kd", *DIRECT)]
         options.scores = True
     return options
 

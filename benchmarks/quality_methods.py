@@ -27,10 +27,13 @@ _STUDENTS: dict[str, dict[str, Any]] = {
 }
 UPPER_BOUND = "upper_bound"  # the student, trained on the corpus with gold labels
 ENSEMBLE = "ensemble"  # no student: softmax over all teachers' logits side by side
+BIASED_ENSEMBLE = "ensemble_bias"  # the same, with a bias per teacher: see `quality_bias.py`
 BEST_TEACHER = (
     "best_teacher"  # no student: the teacher with the best accuracy on the test, chosen by gold labels
 )
-NAMES = [UPPER_BOUND, *_STUDENTS, ENSEMBLE, BEST_TEACHER]
+# answers without a student
+DIRECT = (ENSEMBLE, BIASED_ENSEMBLE, BEST_TEACHER)
+NAMES = [UPPER_BOUND, *_STUDENTS, *DIRECT]
 
 
 def method_of(name: str, seed: int) -> AnyMethod | None:

@@ -18,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
+from quality_bias import fit_bias
 from quality_cache import Arrays, arrays, code, digest
 from quality_case import CORPUS, OUTSIDE, Case
 from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
 from quality_doubt import of_doubt
-from quality_methods import BEST_TEACHER, ENSEMBLE, method_of
+from quality_methods import BEST_TEACHER, BIASED_ENSEMBLE, DIRECT, method_of
 from quality_temperature import believed, expected_labels, fit_temperature, tempered
 from quality_train import gold_table, held_out, recipe, train
 
@@ -56,7 +57,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
         those that a teacher knows) and scoring_seconds; where a score chooses the teacher, selection_accuracy and
         auroc on the first test, and corpus_selection_accuracy.
     """
-    if name in (ENSEMBLE, BEST_TEACHER):
+    if name in DIRECT:
         return _without_student(case, name)
     method = method_of(name, case.seed)
     expected = None
@@ -136,11 +137,13 @@ def _student(
 
 
 def _without_student(case: Case, name: str) -> dict[str, Any]:
-    """The ensemble, or the best teacher, on every test."""
+    """The ensemble, as it is or with a bias per teacher, or the best teacher, on every test."""
     first, *_ = case.material.tests
+    bias_M = _bias(case) if name == BIASED_ENSEMBLE else np.zeros(len(case.specs))
 
     def ensemble(where: str) -> NDArray[np.float64]:
-        return concatenated_ensemble(logits_of(case, where), case.space.index, len(case.space))
+        logits = [one + bias for one, bias in zip(logits_of(case, where), bias_M, strict=True)]
+        return concatenated_ensemble(logits, case.space.index, len(case.space))
 
     def teacher(m: int) -> Callable[[str], NDArray[np.float64]]:
         return lambda where: scatter(softmax(logits_of(case, where)[m]), case.space.index[m], len(case.space))
@@ -150,6 +153,16 @@ def _without_student(case: Case, name: str) -> dict[str, Any]:
         everyone = [teacher(m) for m in range(len(case.specs))]
         answer = max(everyone, key=lambda one: _judged(case, first, one(first))["accuracy"])
     return _told({where: _judged(case, where, answer(where)) for where in case.material.tests})
+
+
+def _bias(case: Case) -> NDArray[np.float64]:
+    """Of each teacher, from the default's beliefs about the corpus."""
+    method = method_of("default", case.seed)
+    assert method is not None
+    evidence, _ = case.evidence(method, CORPUS)
+    texts = case.texts(CORPUS)
+    table = integrated(texts, evidence, case.space, method, learned_from(texts, evidence, method))
+    return fit_bias(logits_of(case, CORPUS), matrix(table, "scores"))
 
 
 def _judged(case: Case, where: str, probs_NC: NDArray[Any]) -> dict[str, Any]:
