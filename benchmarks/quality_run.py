@@ -24,11 +24,12 @@ from quality_case import CORPUS, OUTSIDE, Case
 from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
 from quality_doubt import of_doubt
 from quality_methods import BEST_TEACHER, BIASED_ENSEMBLE, DIRECT, method_of
-from quality_temperature import believed, expected_labels, fit_temperature, tempered
+from quality_temperature import believed, expected_labels
 from quality_train import gold_table, held_out, recipe, train
 
 import muki_ray
 from muki_ray.assess import Classifier, predict
+from muki_ray.calibration import fit_temperature, tempered
 from muki_ray.config_method import MukiMethod
 from muki_ray.evaluation import classification_metrics
 from muki_ray.integration import concatenated_ensemble, scatter

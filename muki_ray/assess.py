@@ -25,7 +25,7 @@ from muki_ray.labels import LabelSpace
 from muki_ray.learned import Learned, Rows
 from muki_ray.pipeline import ScoringTask
 from muki_ray.report import Example
-from muki_ray.runtime import ray, user_error
+from muki_ray.runtime import Cluster, ray, user_error
 from muki_ray.uncertainty import softmax
 
 _EXAMPLES = 3
@@ -105,16 +105,27 @@ def predict(
     return scatter(probs, np.array([places[own[i]] for i in known]), len(labels))
 
 
+def predict_where(
+    cluster: Cluster, classifiers: Sequence[Classifier], texts: list[str], pairs: list[str] | None,
+    labels: Sequence[str], num_cpus: float, num_gpus: float,
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """`predict` for each classifier with the resources of a training worker: by name, `[N, C]`.
+
+    In this process where the cluster is this machine: a new process only takes seconds to start.
+    """
+    where = predict_here if cluster.is_here(num_gpus) else predict_on_cluster
+    return where(classifiers, texts, pairs, labels, num_cpus, num_gpus)
+
+
 def predict_on_cluster(
-    classifiers: Sequence[Classifier], test: Corpus, labels: Sequence[str], num_cpus: float, num_gpus: float
-) -> dict[str, NDArray[np.float64]]:
-    """`predict` for each classifier, as Ray tasks with the resources of a training worker."""
-    columns = read_texts(test, ["text", "text_pair"] if test.pair else ["text"])
+    classifiers: Sequence[Classifier], texts: list[str], pairs: list[str] | None, labels: Sequence[str],
+    num_cpus: float, num_gpus: float,
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """`predict_where`, as Ray tasks."""
     task = ray.remote(predict).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)
-    texts, pairs = ray.put(columns["text"]), columns.get("text_pair")
-    threads = max(1, int(num_cpus))
+    sent, threads = ray.put(texts), max(1, int(num_cpus))
     try:
-        results = ray.get([task.remote(c, texts, pairs, list(labels), threads) for c in classifiers])
+        results = ray.get([task.remote(c, sent, pairs, list(labels), threads) for c in classifiers])
     except ray.exceptions.RayError as error:
         known = user_error(error)
         raise (known or error) from None
@@ -122,13 +133,12 @@ def predict_on_cluster(
 
 
 def predict_here(
-    classifiers: Sequence[Classifier], test: Corpus, labels: Sequence[str], num_cpus: float, num_gpus: float
-) -> dict[str, NDArray[np.float64]]:
-    """`predict_on_cluster` in this process: where the cluster is this machine, a new one only takes seconds to start."""
+    classifiers: Sequence[Classifier], texts: list[str], pairs: list[str] | None, labels: Sequence[str],
+    num_cpus: float, num_gpus: float,
+) -> dict[str, NDArray[np.float64]]:  # fmt: skip
+    """`predict_where`, in this process."""
     import torch
 
-    columns = read_texts(test, ["text", "text_pair"] if test.pair else ["text"])
-    texts, pairs = columns["text"], columns.get("text_pair")
     before = torch.get_num_threads()
     try:
         return {c.name: predict(c, texts, pairs, labels, max(1, int(num_cpus))) for c in classifiers}

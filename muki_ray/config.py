@@ -161,6 +161,11 @@ class StudentConfig(Section):
     max_length: Count | None = Field(
         default=None, description="tokens; default: the largest of the teachers'"
     )
+    calibrate: bool = Field(
+        default=True,
+        description="divide the trained student's logits by the one temperature at which it comes closest to the targets "
+        "of held-out rows; changes how sure it is, never what it answers",
+    )
     allow_pickle: bool = False
 
 

@@ -19,10 +19,8 @@ from transformers import pipeline
 from muki_ray import workflow
 from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
-from muki_ray.config import TextSource, load_config
-from muki_ray.corpus import normalise
+from muki_ray.config import load_config
 from muki_ray.runtime import Cluster, _cluster
-from muki_ray.store import RunFolder
 from tests import runs, tiny
 
 pytestmark = pytest.mark.heavy
@@ -184,16 +182,53 @@ def test_a_machine_of_ones_own_trains_the_same_student_in_the_driver(
 def test_evaluating_in_this_process_gives_what_the_cluster_gives(tmp_path: Path, ray_session: None) -> None:
     labels = ["business", "film", "tech"]
     tiny.classifier(tmp_path / "one", labels)
-    path = runs.corpus(tmp_path / "test.parquet", 12, seed=3)
-    test = normalise(TextSource(path=[str(path)]), RunFolder(str(tmp_path / "run")), shard_rows=5)
+    texts = tiny.texts(12, seed=3)
     classifiers = [Classifier("one", str(tmp_path / "one"))]
     before = torch.get_num_threads()
-    here = predict_here(classifiers, test, [*labels, "sport"], before + 1, 0)
+    here = predict_here(classifiers, texts, None, [*labels, "sport"], before + 1, 0)
     assert torch.get_num_threads() == before, "the caller's threads are the caller's"
-    there = predict_on_cluster(classifiers, test, [*labels, "sport"], 1, 0)
+    there = predict_on_cluster(classifiers, texts, None, [*labels, "sport"], 1, 0)
     assert here["one"].shape == (12, 4)
     np.testing.assert_allclose(here["one"], there["one"], atol=1e-2)  # bfloat16 where the hardware has it
     np.testing.assert_allclose(here["one"].sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
+    job: Path, tmp_path: Path, private: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The temperature is in the head, the folder says so, and a change of mind trains nothing."""
+    config, student = str(job / "config.yaml"), tmp_path / "run" / "student"
+
+    def weights() -> dict[
+        str, torch.Tensor
+    ]:  # copies: what was loaded lies in the file, which will be replaced
+        return {name: one.clone() for name, one in load_file(student / "model.safetensors").items()}
+
+    def integrate(*overrides: str) -> float | None:
+        assert main(["integrate", config, f"output={tmp_path / 'run'}", *overrides]) == 0
+        found = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
+        marker = json.loads((student / "muki_ray.json").read_text())
+        temperature = found.get("calibration", {}).get("temperature")
+        assert marker.get("temperature") == temperature
+        return temperature
+
+    temperature = integrate()
+    assert temperature is not None and temperature != 1
+    calibrated = weights()
+    assert f"temperature {temperature:.2f}" in capsys.readouterr().err
+    assert integrate() == temperature
+    assert "training: reused" in capsys.readouterr().err
+
+    assert integrate("student.calibrate=false") is None
+    assert "epoch" not in capsys.readouterr().err
+    for name, tensor in weights().items():
+        if name.startswith("classifier."):
+            torch.testing.assert_close(tensor / temperature, calibrated[name])
+        else:
+            assert torch.equal(tensor, calibrated[name])
+
+    assert integrate() == temperature
+    assert all(torch.equal(tensor, calibrated[name]) for name, tensor in weights().items())
 
 
 def test_plan(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from muki_ray import filesystem as locations
-from muki_ray.assess import Assessment, Classifier, assess, predict_here, predict_on_cluster
+from muki_ray.assess import Assessment, Classifier, assess, predict_where, read_texts
 from muki_ray.config import to_yaml
 from muki_ray.learned import Learned
 from muki_ray.pipeline import ScoringTask
@@ -40,7 +40,8 @@ def conclude(
     fresh = exported(student) != training
     card = _card(run)
     if fresh:
-        finish(student, training, card, to_yaml(run.config), {"labels": list(run.space.names)})
+        facts = {"labels": list(run.space.names), **run.metrics.get("calibration", {})}
+        finish(student, training, card, to_yaml(run.config), facts)
     else:
         student.write_bytes("README.md", card.encode())
     _report(run, statistics, assessment)
@@ -60,8 +61,9 @@ def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Clust
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()
             classifiers.append(Classifier(name, locations.absolute(path) if here else path))
-        where = predict_here if cluster.is_here(gpus) else predict_on_cluster
-        probs = where(classifiers, run.corpora[1], run.space.names, cpus, gpus)
+        columns = read_texts(run.corpora[1], ["text", "text_pair"] if run.corpora[1].pair else ["text"])
+        texts, pairs = columns["text"], columns.get("text_pair")
+        probs = predict_where(cluster, classifiers, texts, pairs, run.space.names, cpus, gpus)
         return assess(tasks, run.space, run.config.method, probs, learned)
 
 
@@ -75,7 +77,7 @@ def _card(run: Run) -> str:
         ],
         config.student.model,
         config.method.model_dump(mode="json"),
-        config.training.model_dump(mode="json"),
+        {**config.training.model_dump(mode="json"), **run.metrics.get("calibration", {})},
         {"rows": run.corpus.rows_out, "fingerprint": run.corpus.fingerprint},
         run.metrics.get("student"),
         grown=origin(run.folder.student).previous is not None,

@@ -20,6 +20,7 @@ from muki_ray.student.objectives import objective_of
 from muki_ray.student.previous import start
 from muki_ray.student.streaming import Stream, Watch, first_weight_mean
 from muki_ray.student.train import Trained, train_student, training_name, worker_cpus
+from muki_ray.workflow.calibrate import calibrate, is_wanted, temperature_of
 from muki_ray.workflow.run import Run
 
 # points of the training curves in MLflow, and seconds between two times that they are sent
@@ -74,8 +75,12 @@ def train(
         return training_name(replace(job, student=one), supervision.folder.name)
 
     job = replace(job, student=start(config.student.init, run.folder, run.student, named))
-    name = named(job.student)
-    if exported(student) == name:
+    name, wanted = named(job.student), is_wanted(run, job.objective)
+    temperature = temperature_of(student)
+    # one that is calibrated and should not be, or the other way round, is exported again: that trains nothing
+    if exported(student) == name and wanted == (temperature is not None):
+        if temperature is not None:
+            run.metrics["calibration"] = {"temperature": temperature}
         say(f"training: reused, {student.shown} is up to date")
         return name
     if config.student.init != "base":
@@ -83,6 +88,8 @@ def train(
     trained = _watched(run, job, name, cluster, beside or (lambda: ""))
     previous = job.student.previous
     export(trained.checkpoint, student, previous.content if previous else None)
+    if wanted:
+        calibrate(run, supervision, cluster)
     return name
 
 
