@@ -37,12 +37,14 @@ def page(files: Mapping[str, Mapping[str, Any]]) -> str:
         "a student trained on the method's targets, on test texts that nobody was trained on; `of bound`: divided by that of",
         "the same student trained on the same corpus with gold labels. `selection`: how often the teacher with the best score",
         "(for the default: the best belief) knows the row's label, on the test, and on the corpus that targets are made of.",
+        "`ECE`: expected calibration error; `calibrated`: with the temperature that the product fits to held-out targets,",
+        "`to evidence`: fitted to beliefs times the teachers' mean answers instead.",
         "",
     ]
     for name, content in files.items():
         suites = content.get("suites") or {content["suite"]: content}
         lines += [f"## {name}", "", f"`{content['command']}`", "", summary_table(summary(suites))]
-        lines += [_parts(suites)]
+        lines += [_parts(suites), _sampling(suites)]
         for skipped, reason in content.get("skipped", {}).items():
             lines += [f"{skipped} was skipped: {reason}", ""]
         lines += [suite_table(suite, found) for suite, found in suites.items()]
@@ -76,6 +78,32 @@ def _parts(suites: Mapping[str, Mapping[str, Any]]) -> str:
             f"| {what} | {fmean(gains.values()):+.1f} | {helps} of {len(gains)} | {harms} | "
             f"{most} {gains[most]:+.1f} | {least} {gains[least]:+.1f} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def _sampling(suites: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown: where Monte-Carlo dropout helps and where it does not, suite by suite."""
+    pairs = [(with_it, without) for what, with_it, without in _PARTS if what.startswith("Monte-Carlo")]
+    lines = [
+        "### Where Monte-Carlo dropout helps",
+        "",
+        "Student's accuracy, and share of the corpus for which the wrong teacher is chosen, with and without samples.",
+        "",
+        "| suite | " + " | ".join(f"{one} | {other} | gain | wrong choice" for one, other in pairs) + " |",
+        "|---" * (1 + 4 * len(pairs)) + "|",
+    ]
+    for name, suite in suites.items():
+        cells = [name]
+        for pair in pairs:
+            found = [suite["methods"].get(method, {}) for method in pair]
+            right = [one.get("accuracy") for one in found]
+            wrong = [one.get("corpus_selection_accuracy") for one in found]
+            if None in right:
+                cells += [""] * 4
+                continue
+            cells += [f"{value:.4f}" for value in right] + [f"{100 * (right[0] - right[1]):+.1f}"]
+            cells += ["" if None in wrong else f"{1 - wrong[0]:.3f}, {1 - wrong[1]:.3f}"]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,8 +23,8 @@ _COLUMNS = (
     ("AUROC", "auroc", False),
     ("on corpus", "corpus_selection_accuracy", False),
     ("targets", "target_accuracy", False),
-    ("ECE tempered", "tempered_ece", False),
-    ("to targets", "target_tempered_ece", False),
+    ("calibrated", "target_tempered_ece", False),
+    ("to evidence", "tempered_ece", False),
     ("outside AUROC", "outside_auroc", False),
     ("at 95 %", "accuracy_at_95", False),
     ("scoring s", "scoring_seconds", None),
@@ -35,6 +35,8 @@ _CHOICES = {
     "selection_error": "selection_accuracy",
     "corpus_selection_error": "corpus_selection_accuracy",
 }
+# expected calibration error before and after the product's temperature
+_SURENESS = ("ece", "target_tempered_ece")
 
 
 def over_seeds(runs: Sequence[Figures]) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def of_suite(
 
 
 def summary(suites: Mapping[str, Figures]) -> dict[str, Any]:
-    """Per method, over the suites that have it: mean accuracy / upper bound, mean selection error, and how many suites.
+    """Per method, over the suites that have it: means of accuracy / upper bound, selection error and ECE; how many suites.
 
     A mean over other suites than another method's is no comparison: look at `suites`.
     """
@@ -101,11 +103,12 @@ def summary(suites: Mapping[str, Figures]) -> dict[str, Any]:
             key: [1 - one[accuracy] for one in have if one.get(accuracy) is not None]
             for key, accuracy in _CHOICES.items()
         }
+        sureness = {key: [one[key] for one in have if one.get(key) is not None] for key in _SURENESS}
         found[name] = {
             "suites": len(have),
             "of_bound": fmean(of_bound) if of_bound else None,
             "worst_of_bound": min(of_bound) if of_bound else None,
-            **{key: fmean(values) if values else None for key, values in errors.items()},
+            **{key: fmean(values) if values else None for key, values in (errors | sureness).items()},
         }
     return found
 
@@ -139,11 +142,12 @@ def summary_table(found: Mapping[str, Figures]) -> str:
     lines = [
         "### All suites",
         "",
-        "| method | suites | accuracy / upper bound | worst suite | selection error | on the corpus |",
-        "|---|---|---|---|---|---|",
+        "| method | suites | accuracy / upper bound | worst suite | selection error | on the corpus | ECE | calibrated |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in found.items():
         cells = [_number(one[key], percent=True) for key in ("of_bound", "worst_of_bound", *_CHOICES)]
+        cells += [_number(one[key]) for key in _SURENESS]
         lines.append(f"| {name} | {one['suites']} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

@@ -21,6 +21,8 @@ def test_parts_are_differences_of_accuracy_in_points() -> None:
     assert "`python x`" in text
     assert "| Monte-Carlo dropout, in the default | +4.0 | 1 of 2 | 1 | one +10.0 | two -2.0 |" in text
     assert "| the default rather than the paper's setting | +0.0 | 0 of 1 | 0 | one +0.0 | one +0.0 |" in text
+    assert "| one | 0.9000 | 0.8000 | +10.0 |  |" in text
+    assert "| two | 0.7000 | 0.7200 | -2.0 |  |" in text
     assert "co-training |" not in text  # its counterpart was not measured
     assert "three was skipped: no y" in text
     assert "### two" in text and "### All suites" in text

@@ -45,11 +45,16 @@ def test_the_summary_is_a_mean_over_suites() -> None:
     suites = {
         "a": {
             "methods": {
-                "m": {"of_bound": 0.9, "selection_accuracy": 0.8, "corpus_selection_accuracy": 0.9},
+                "m": {
+                    "of_bound": 0.9,
+                    "selection_accuracy": 0.8,
+                    "corpus_selection_accuracy": 0.9,
+                    "ece": 0.2,
+                },
                 "n": {"of_bound": 0.5},
             }
         },
-        "b": {"methods": {"m": {"of_bound": 0.7, "selection_accuracy": 0.6}}},
+        "b": {"methods": {"m": {"of_bound": 0.7, "selection_accuracy": 0.6, "ece": 0.1}}},
     }
     found = report.summary(suites)
     assert found["m"] == {
@@ -58,6 +63,8 @@ def test_the_summary_is_a_mean_over_suites() -> None:
         "worst_of_bound": 0.7,
         "selection_error": pytest.approx(0.3),
         "corpus_selection_error": pytest.approx(0.1),  # of the one suite that has it
+        "ece": pytest.approx(0.15),
+        "target_tempered_ece": None,
     }
     assert found["n"] == {
         "suites": 1,
@@ -65,6 +72,8 @@ def test_the_summary_is_a_mean_over_suites() -> None:
         "worst_of_bound": 0.5,
         "selection_error": None,
         "corpus_selection_error": None,
+        "ece": None,
+        "target_tempered_ece": None,
     }
 
 
