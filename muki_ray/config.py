@@ -162,9 +162,10 @@ class StudentConfig(Section):
         default=None, description="tokens; default: the largest of the teachers'"
     )
     calibrate: bool = Field(
-        default=True,
+        default=False,
         description="divide the trained student's logits by the one temperature at which it comes closest to the targets "
-        "of held-out rows; changes how sure it is, never what it answers",
+        "of held-out rows; changes how sure it is, never what it answers. Better on most suites of the quality "
+        "benchmark, worse on some: see its tables",
     )
     allow_pickle: bool = False
 

@@ -6,8 +6,10 @@ scores look different on its own rows. So two classifiers guess the owner of a r
 
 1. start: `w = softmax(s / (0.6 sd))` from the method's score alone;
 2. the text's classifier learns `w`; the scores' classifier learns what the text's says;
-3. belief = `w * (text * scores * share / (share learned by either)) ** 1.5`, as for independent witnesses; twice more
-   the classifiers learn from that.
+3. belief = `w * text ** a * scores ** b`, as for independent witnesses, each less the shares that it learned and with
+   those of the teachers in their place; twice more the classifiers learn from that. `a` and `b` are 3 for a classifier
+   that is right about rows it has not learned from, less for one that is not (`_slope`): words that say nothing of a
+   row's teacher have no say.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
@@ -43,7 +45,7 @@ MOST_ROWS = 20_000
 _FOLDS = 3
 _ROUNDS = 3
 # classifiers that learned half-hearted beliefs speak more softly than they know: their log odds count so many times
-_EMPHASIS = 1.5
+_EMPHASIS = 3.0
 # the start's temperature, in standard deviations of the scores
 _START = 0.6
 # a row teaches by this power of how far its best belief is ahead
@@ -80,6 +82,7 @@ class CoTraining:
     Attributes:
         spread: standard deviation of the method's scores, all teachers together.
         prior_M: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
+        emphasis_2: how many times the text's classifier counts, and the scores'.
         rarity_D: of the text's columns.
         centre_X, scale_X: of the scores.
         text_FDM, text_bias_FM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
@@ -87,6 +90,7 @@ class CoTraining:
 
     spread: float
     prior_M: NDArray[np.float32]
+    emphasis_2: NDArray[np.float32]
     rarity_D: NDArray[np.float32]
     centre_X: NDArray[np.float32]
     scale_X: NDArray[np.float32]
@@ -113,12 +117,13 @@ class CoTraining:
         place_N = folds(texts, _FOLDS)
         text = view(counts(texts), self.rarity_D)
         seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_X) / self.scale_X
-        odds = _start(scores_NM, self.spread) + _EMPHASIS * self.prior_M.astype(np.float64)
+        odds = _start(scores_NM, self.spread) + self.prior_M.astype(np.float64)
+        of_text, of_scores = self.emphasis_2.astype(np.float64)
         for f in range(_FOLDS):
             rows = np.flatnonzero(place_N == f)
             if len(rows):
-                odds[rows] += _EMPHASIS * _said(text[rows], self.text_FDM[f], self.text_bias_FM[f])
-                odds[rows] += _EMPHASIS * _said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
+                odds[rows] += of_text * _said(text[rows], self.text_FDM[f], self.text_bias_FM[f])
+                odds[rows] += of_scores * _said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
         return softmax(odds)
 
     def to_bytes(self) -> bytes:
@@ -180,13 +185,14 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
             if share_M is None:
                 share_M = shares(heard, first)
             of_scores = seen.learn(heard, np.ones(len(heard)))
+            a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S)) for one in (of_text, of_scores))
             # both say what they were taught: their own shares go, the estimated ones come
             taught_M = weight_S @ belief / weight_S.sum()
-            prior_M = np.log(share_M) - _log(taught_M) - _log(heard.mean(axis=0))
-            belief = softmax(start + _EMPHASIS * (of_text + of_scores + prior_M))
+            prior_M = max(a, b) * np.log(share_M) - a * _log(taught_M) - b * _log(heard.mean(axis=0))
+            belief = softmax(start + a * of_text + b * of_scores + prior_M)
     axes_FLM, text_bias_FM = text.coefficients()
     return CoTraining(
-        spread, prior_M.astype(np.float32), rarity_D, centre_X, scale_X,
+        spread, prior_M.astype(np.float32), np.array([a, b], dtype=np.float32), rarity_D, centre_X, scale_X,
         np.matmul(axes_DL, axes_FLM), text_bias_FM, *seen.coefficients(),
     )  # fmt: skip
 
@@ -213,6 +219,25 @@ def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
     found, _ = nnls(np.concatenate([of_own_MM.T, _CAUTION * np.eye(count)]), wanted)
     found = np.clip(found / found.sum(), _LEAST_SHARE / count, None)
     return np.asarray(found / found.sum())
+
+
+def _slope(said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix) -> float:
+    """How far what a classifier says of rows that it has not learned from agrees with the beliefs: 1 is as it says.
+
+    The power of its probabilities, beside shares of their own, that comes closest to the beliefs (Platt's slope); 0
+    where it says nothing, or the contrary.
+    """
+    away = said_SM - said_SM.mean(axis=0)
+
+    def loss(found: Matrix) -> tuple[float, Matrix]:
+        logs = log_softmax(found[0] * away + found[1:], axis=1)
+        off = weight_S[:, None] * (np.exp(logs) - belief_SM)
+        return -float((weight_S[:, None] * belief_SM * logs).sum()), np.append(
+            (off * away).sum(), off.sum(axis=0)
+        )
+
+    start = np.append(1.0, _log(belief_SM.mean(axis=0)))
+    return max(0.0, float(minimize(loss, start, jac=True, method="L-BFGS-B").x[0]))
 
 
 def _sure(belief_SM: Matrix) -> Matrix:

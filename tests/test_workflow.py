@@ -212,14 +212,14 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
         assert marker.get("temperature") == temperature
         return temperature
 
-    temperature = integrate()
+    temperature = integrate("student.calibrate=true")
     assert temperature is not None and temperature != 1
     calibrated = weights()
     assert f"temperature {temperature:.2f}" in capsys.readouterr().err
-    assert integrate() == temperature
+    assert integrate("student.calibrate=true") == temperature
     assert "training: reused" in capsys.readouterr().err
 
-    assert integrate("student.calibrate=false") is None
+    assert integrate() is None
     assert "epoch" not in capsys.readouterr().err
     for name, tensor in weights().items():
         if name.startswith("classifier."):
@@ -227,7 +227,7 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
         else:
             assert torch.equal(tensor, calibrated[name])
 
-    assert integrate() == temperature
+    assert integrate("student.calibrate=true") == temperature
     assert all(torch.equal(tensor, calibrated[name]) for name, tensor in weights().items())
 
 
