@@ -77,7 +77,7 @@ def test_who_never_finds_a_place_has_no_pace(
     tasks: dict[str, ScoringTask], ray_session: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe_module, "_GRACE_S", 1.0)
-    monkeypatch.setattr(probe_module, "_PATIENCE_S", 40.0)
+    monkeypatch.setattr(probe_module, "_PATIENCE_S", 30.0)
     crews = [Crew(pool((name,), cpus=cpus), [tasks[name]], 1) for name, cpus in (("one", 1.0), ("two", 99.0))]
     check(probe(crews, tiny.texts(16), None), ("one",))
 

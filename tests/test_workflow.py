@@ -227,9 +227,6 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
         else:
             assert torch.equal(tensor, calibrated[name])
 
-    assert integrate("student.calibrate=true") == temperature
-    assert all(torch.equal(tensor, calibrated[name]) for name, tensor in weights().items())
-
 
 def test_plan(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of a run that is done, and of one that is not."""
