@@ -217,6 +217,7 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
     calibrated = weights()
     assert f"temperature {temperature:.2f}" in capsys.readouterr().err
     assert integrate("student.calibrate=true") == temperature
+    assert "| `temperature` | `" in (student / "README.md").read_text()
     assert "training: reused" in capsys.readouterr().err
 
     assert integrate() is None

@@ -19,6 +19,7 @@ from muki_ray.statistics import CorpusStatistics
 from muki_ray.student.card import model_card
 from muki_ray.student.export import exported, finish, origin
 from muki_ray.student.train import worker_cpus
+from muki_ray.workflow.calibrate import temperature_of
 from muki_ray.workflow.run import Run, RunResult
 
 _EXAMPLE_WIDTH = 78
@@ -34,6 +35,9 @@ def conclude(
 ) -> RunResult:
     """Evaluate the student, complete its folder, write the report, log everything."""
     student = run.folder.student
+    temperature = temperature_of(student)  # of one that was there before this run
+    if temperature is not None:
+        run.metrics["calibration"] = {"temperature": temperature}
     assessment = _assess(run, tasks, learned, cluster) if run.config.corpus.test is not None else None
     if assessment is not None:
         run.metrics = {**assessment.metrics, **run.metrics}

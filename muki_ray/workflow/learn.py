@@ -76,11 +76,8 @@ def train(
 
     job = replace(job, student=start(config.student.init, run.folder, run.student, named))
     name, wanted = named(job.student), is_wanted(run, job.objective)
-    temperature = temperature_of(student)
     # one that is calibrated and should not be, or the other way round, is exported again: that trains nothing
-    if exported(student) == name and wanted == (temperature is not None):
-        if temperature is not None:
-            run.metrics["calibration"] = {"temperature": temperature}
+    if exported(student) == name and wanted == (temperature_of(student) is not None):
         say(f"training: reused, {student.shown} is up to date")
         return name
     if config.student.init != "base":
