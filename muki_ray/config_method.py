@@ -71,6 +71,10 @@ class MukiMethod(Section):
     )
     integration: Literal["hard", "soft"] = "soft"
     tau: Positive = Field(default=0.2, description="temperature of the teachers' weights (soft)")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.1,
+        description="share of every target that all teachers have evenly: what they say of rows that are not their own still teaches their labels",
+    )
     margin: bool = Field(
         default=True,
         description="weight rows by the gap of the two best scores; of the teachers' weights where scores have no bounds",
@@ -115,7 +119,7 @@ class PaperDropout(DropoutConfig):
 
 
 class PaperMethod(MukiMethod):
-    """The paper's setting: classical dropout everywhere, K = 16, soft, tau 0.2, margin, raw weights."""
+    """The paper's setting: classical dropout everywhere, K = 16, soft, tau 0.2, margin, raw weights, nothing smoothed."""
 
     kind: Literal["paper"] = "paper"  # type: ignore[assignment]
     samples: Annotated[int, Field(ge=0, le=1024)] = Field(
@@ -123,6 +127,7 @@ class PaperMethod(MukiMethod):
     )
     score: ScoreName = "mc_entropy"
     cotraining: bool = Field(default=False, description="see muki's cotraining")
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="see muki's smoothing")
     weights: Literal["raw", "normalize"] = "raw"
     dropout: PaperDropout = PaperDropout()
 

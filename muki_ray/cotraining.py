@@ -4,12 +4,17 @@ A score speaks of one row; the corpus knows more. Rows that read alike belong to
 scores look different on its own rows. So two classifiers guess the owner of a row, one from its words
 (`text_view.py`), one from all scores of all teachers, each taught by the other:
 
-1. start: `w = softmax(s / (0.6 sd))` from the method's score alone;
+1. start: `w` from the method's score alone (`cotraining_start.py`);
 2. the text's classifier learns `w`; the scores' classifier learns what the text's says;
 3. belief = `w * text ** a * scores ** b`, as for independent witnesses, each less the shares that it learned and with
    those of the teachers in their place; twice more the classifiers learn from that. `a` and `b` are 3 for a classifier
    that is right about rows it has not learned from, less for one that is not (`_slope`): words that say nothing of a
    row's teacher have no say.
+
+Where that leaves the classifiers in doubt, the score was a bad guide: teachers of two labels, say, are sure of nearly
+everything, each in its own measure. Then all begins anew from ranks (`cotraining_start.py`): a row belongs to the teachers for which
+it is among the rows they are most certain of, as many as the shares that the first beginning found. Where less than
+half of the doubt is left, that stays.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
@@ -36,6 +41,7 @@ from scipy.optimize import minimize, nnls
 from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
+from muki_ray.cotraining_start import Start, by_rank, by_score, start_of
 from muki_ray.errors import StoreError
 from muki_ray.text_view import axes, counts, folds, rarity, view
 from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, Floats, TeacherEvidence, scores, softmax
@@ -46,8 +52,8 @@ _FOLDS = 3
 _ROUNDS = 3
 # classifiers that learned half-hearted beliefs speak more softly than they know: their log odds count so many times
 _EMPHASIS = 3.0
-# the start's temperature, in standard deviations of the scores
-_START = 0.6
+# classifiers that end in more doubt than this begin anew, and what comes of that stays if it leaves so much of the doubt
+_DOUBTFUL, _RESOLVED = 0.1, 0.5
 # a row teaches by this power of how far its best belief is ahead
 _DOUBT = 0.5
 # how much the scores' own shares count where they are estimated; the least share, of an even one
@@ -65,12 +71,14 @@ Matrix = NDArray[np.float64]
 
 
 def score_view(evidence: Sequence[TeacherEvidence]) -> Matrix:
-    """Every score that the evidence allows, of every teacher: `[N, X]`.
+    """Every score that the evidence allows, of every teacher: `[N, X]`. The first M columns are `mc_entropy`, or `entropy`.
 
     Scores that end at 1 crowd there, so that their distance from it comes beside them, as a logarithm.
     """
     sampled = all(one.mc_probs is not None for one in evidence)
-    found = {name: scores(name, list(evidence)) for name in SCORES if sampled or name not in SAMPLED}
+    first = "mc_entropy" if sampled else "entropy"
+    names = [first, *(name for name in SCORES if name != first and (sampled or name not in SAMPLED))]
+    found = {name: scores(name, list(evidence)) for name in names}
     spread = [-np.log(1.0 + _NEAREST - part) for name, part in found.items() if name not in UNBOUNDED]
     return np.concatenate([*found.values(), *spread], axis=1)
 
@@ -80,7 +88,7 @@ class CoTraining:
     """The fitted classifiers.
 
     Attributes:
-        spread: standard deviation of the method's scores, all teachers together.
+        start: log odds from scores alone.
         prior_M: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
         emphasis_2: how many times the text's classifier counts, and the scores'.
         rarity_D: of the text's columns.
@@ -88,7 +96,7 @@ class CoTraining:
         text_FDM, text_bias_FM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
     """
 
-    spread: float
+    start: Start
     prior_M: NDArray[np.float32]
     emphasis_2: NDArray[np.float32]
     rarity_D: NDArray[np.float32]
@@ -117,7 +125,7 @@ class CoTraining:
         place_N = folds(texts, _FOLDS)
         text = view(counts(texts), self.rarity_D)
         seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_X) / self.scale_X
-        odds = _start(scores_NM, self.spread) + self.prior_M.astype(np.float64)
+        odds = self.start(scores_NM, views_NX) + self.prior_M.astype(np.float64)
         of_text, of_scores = self.emphasis_2.astype(np.float64)
         for f in range(_FOLDS):
             rows = np.flatnonzero(place_N == f)
@@ -129,7 +137,8 @@ class CoTraining:
     def to_bytes(self) -> bytes:
         """A NumPy archive; `from_bytes` gives back an equal object."""
         sink = io.BytesIO()
-        parts: dict[str, Any] = {name: np.asarray(value) for name, value in vars(self).items()}
+        parts: dict[str, Any] = {n: np.asarray(value) for n, value in vars(self).items() if n != "start"}
+        parts |= self.start.arrays()
         np.savez_compressed(sink, **parts)
         return sink.getvalue()
 
@@ -142,8 +151,10 @@ class CoTraining:
         """
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as found:
-                parts: dict[str, Any] = {one.name: found[one.name] for one in fields(cls)}
-            return cls(**{**parts, "spread": float(parts["spread"])})
+                parts: dict[str, Any] = {
+                    one.name: found[one.name] for one in fields(cls) if one.name != "start"
+                }
+                return cls(start=start_of(found), **parts)
         except (ValueError, KeyError, TypeError, OSError, EOFError, BadZipFile) as error:
             raise StoreError(
                 f"what co-training learned cannot be read ({error!r}); delete the supervision folder and run again"
@@ -161,40 +172,70 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
     Raises:
         ValueError: no rows.
     """
-    start_SM = np.asarray(scores_SM, dtype=np.float64)
-    if not len(start_SM):
+    scores_SM, views_SX = (np.asarray(part, dtype=np.float64) for part in (scores_SM, views_SX))
+    if not len(scores_SM):
         raise ValueError("co-training needs rows to learn from, got none")
-    spread = float(start_SM.std())
     counted = counts(texts)
     rarity_D = rarity(counted)
-    views_SX = np.asarray(views_SX, dtype=np.float64)
     centre_X, scale_X = views_SX.mean(axis=0).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
+    place_S = folds(texts, _FOLDS)
     with threadpool_limits(1):
         words = view(counted, rarity_D)
         axes_DL = axes(words)
-        text = _View(np.asarray(words @ axes_DL, dtype=np.float64), folds(texts, _FOLDS), _TEXT_PENALTY)
-        seen = _View((views_SX - centre_X) / scale_X, text.place_S, _SCORES_PENALTY)
-        start = _start(start_SM, spread)
-        first = belief = softmax(start)
-        share_M = None
-        for _ in range(_ROUNDS):
-            weight_S = _sure(belief) ** _DOUBT
-            of_text = text.learn(belief, weight_S)
-            heard = np.exp(of_text)
-            if share_M is None:
-                share_M = shares(heard, first)
-            of_scores = seen.learn(heard, np.ones(len(heard)))
-            a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S)) for one in (of_text, of_scores))
-            # both say what they were taught: their own shares go, the estimated ones come
-            taught_M = weight_S @ belief / weight_S.sum()
-            prior_M = max(a, b) * np.log(share_M) - a * _log(taught_M) - b * _log(heard.mean(axis=0))
-            belief = softmax(start + a * of_text + b * of_scores + prior_M)
-    axes_FLM, text_bias_FM = text.coefficients()
+        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (views_SX - centre_X) / scale_X
+
+        def taught(start: Start) -> _Taught:
+            views = _View(text, place_S, _TEXT_PENALTY), _View(seen, place_S, _SCORES_PENALTY)
+            return _teach(start(scores_SM, views_SX), *views)
+
+        start: Start = by_score(scores_SM)
+        found = taught(start)
+        if found.doubt > _DOUBTFUL:
+            other = by_rank(views_SX[:, : scores_SM.shape[1]], found.belief.mean(axis=0))
+            anew = taught(other)
+            if anew.doubt < _RESOLVED * found.doubt:
+                start, found = other, anew
+    axes_FLM, text_bias_FM = found.text.coefficients()
     return CoTraining(
-        spread, prior_M.astype(np.float32), np.array([a, b], dtype=np.float32), rarity_D, centre_X, scale_X,
-        np.matmul(axes_DL, axes_FLM), text_bias_FM, *seen.coefficients(),
+        start, found.prior_M.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D, centre_X, scale_X,
+        np.matmul(axes_DL, axes_FLM), text_bias_FM, *found.seen.coefficients(),
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Taught:
+    """What the rounds have come to: beliefs `[S, M]`, the prior's log odds, emphases, and the classifiers."""
+
+    belief: Matrix
+    prior_M: Matrix
+    emphasis_2: Matrix
+    text: _View
+    seen: _View
+
+    @property
+    def doubt(self) -> float:
+        """How much of the rows' belief is not with their best teacher, on average."""
+        return 1.0 - float(self.belief.max(axis=1).mean())
+
+
+def _teach(start: Matrix, text: _View, seen: _View) -> _Taught:
+    """The rounds, from log odds of each row's owner, `[S, M]`."""
+    first = belief = softmax(start)
+    share_M = None
+    for _ in range(_ROUNDS):
+        weight_S = _sure(belief) ** _DOUBT
+        of_text = text.learn(belief, weight_S)
+        heard = np.exp(of_text)
+        if share_M is None:
+            share_M = shares(heard, first)
+        of_scores = seen.learn(heard, np.ones(len(heard)))
+        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S)) for one in (of_text, of_scores))
+        # both say what they were taught: their own shares go, the estimated ones come
+        taught_M = weight_S @ belief / weight_S.sum()
+        prior_M = max(a, b) * np.log(share_M) - a * _log(taught_M) - b * _log(heard.mean(axis=0))
+        belief = softmax(start + a * of_text + b * of_scores + prior_M)
+    return _Taught(belief, prior_M, np.array([a, b]), text, seen)
 
 
 def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
@@ -251,13 +292,6 @@ def _sure(belief_SM: Matrix) -> Matrix:
 
 def _log(share_M: Matrix) -> Matrix:
     return np.asarray(np.log(np.clip(share_M, _LEAST, None)))
-
-
-def _start(scores_NM: Floats, spread: float) -> Matrix:
-    """Log of the beliefs that the method's score alone gives, up to a constant per row. `[N, M]`."""
-    if spread < _LEAST_SPREAD:
-        return np.zeros(np.shape(scores_NM))
-    return np.asarray(scores_NM, dtype=np.float64) / (_START * spread)
 
 
 class _View:

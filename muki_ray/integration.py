@@ -75,6 +75,7 @@ def integrate(
     tau: float,
     with_margin: bool,
     temperature: float,
+    smoothing: float = 0.0,
     bounded: bool = True,
 ) -> Supervision:
     """Targets and weights of `N` rows.
@@ -88,6 +89,8 @@ def integrate(
         how, tau: see `teacher_weights`.
         with_margin: weight rows by `margin`; otherwise every row counts 1.
         temperature: of the teachers' softmax.
+        smoothing: this share of a target is everybody's evenly, whatever the scores. What a teacher says of rows that
+            are not its own still tells which of its labels are alike, and each label is seen on more rows.
         bounded: whether the scores lie in [0, 1], so that their gap is a weight; if not, the margin is the gap
             of the soft weights `softmax(s / tau)`.
 
@@ -101,7 +104,7 @@ def integrate(
         )
     if not np.isfinite(scores_NM).all():
         raise ValueError("a score is not finite; quarantine such rows before integration")
-    weights_NM = teacher_weights(scores_NM, how, tau)
+    weights_NM = (1 - smoothing) * teacher_weights(scores_NM, how, tau) + smoothing / len(logits)
     targets = np.zeros((len(scores_NM), size), dtype=np.float64)
     for m, (z, places) in enumerate(zip(logits, index, strict=True)):
         targets += weights_NM[:, m : m + 1] * scatter(softmax(z, temperature), places, size)

@@ -24,7 +24,7 @@ from muki_ray.statistics import CorpusStatistics
 from muki_ray.teachers.evidence import EvidenceArrays, float_lists
 
 # part of every supervision fingerprint: raise it when the meaning of a column changes
-SUPERVISION_FORMAT = 6
+SUPERVISION_FORMAT = 7
 QUARANTINE_SCHEMA = pa.schema([("row_id", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 
@@ -76,7 +76,7 @@ def supervise(
         result = integrate(
             logits, space.index, len(space), scores_NM,
             how=method.integration, tau=method.tau, with_margin=method.margin, temperature=method.temperature,
-            bounded=method.bounded,
+            smoothing=method.smoothing, bounded=method.bounded,
         )  # fmt: skip
         result.weights[~learned.known(method.score, rows)] = 0.0
         if not method.bounded:

@@ -214,7 +214,9 @@ def supervision_folder(
     Args:
         first: see `IntegrationTask`.
     """
-    named = {"score", "standardise", "cotraining", "abstain", "integration", "tau", "margin", "temperature"}
+    named = {
+        "score", "standardise", "cotraining", "abstain", "integration", "tau", "smoothing", "margin", "temperature",
+    }  # fmt: skip
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)

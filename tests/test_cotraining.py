@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from muki_ray import cotraining
 from muki_ray.cotraining import CoTraining, fit_cotraining, score_view, shares
+from muki_ray.cotraining_start import ByRank, ByScore
 from muki_ray.errors import StoreError
 from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, TeacherEvidence, scores
 
@@ -70,6 +72,34 @@ def test_scores_that_lean_to_one_teacher_do_not_take_the_choice_along(share: tup
     assert before > 0.15
     assert 1 - accuracy(belief, owner) < 0.6 * before
     np.testing.assert_allclose(belief.mean(axis=0), share, atol=0.1)
+
+
+def boastful(share: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Teachers that tell their own rows well, each on a scale of its own, so that the last one wins most."""
+    rng = np.random.default_rng(0)
+    owner = rng.choice(len(share), size=1200, p=share)
+    doubt = np.where(np.eye(len(share))[owner] > 0, 0.1, 0.4) * rng.exponential(size=(1200, len(share)))
+    return owner, 1 - np.minimum(doubt * 5.0 ** -np.arange(len(share)), 1.0), written(owner, rng)
+
+
+@pytest.mark.parametrize("share", [(0.5, 0.5), (0.8, 0.2)])
+def test_ranks_mend_what_scales_of_their_own_spoil(
+    share: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, boasts, texts = boastful(share)
+    by_score = fit_cotraining(boasts, boasts, texts)
+    assert isinstance(by_score.start, ByScore)  # here the scores are good enough
+    monkeypatch.setattr(cotraining, "_DOUBTFUL", 0.0)
+    monkeypatch.setattr(cotraining, "_RESOLVED", 1.0)
+    by_rank = fit_cotraining(boasts, boasts, texts)
+    assert isinstance(by_rank.start, ByRank)
+    wrong_before, wrong = (1 - accuracy(one(boasts, boasts, texts), owner) for one in (by_score, by_rank))
+    assert wrong < 0.75 * wrong_before
+    again = CoTraining.from_bytes(by_rank.to_bytes())
+    np.testing.assert_array_equal(again(boasts, boasts, texts), by_rank(boasts, boasts, texts))
+    # what leaves nearly as much doubt is not worth it
+    monkeypatch.setattr(cotraining, "_RESOLVED", 0.0)
+    assert isinstance(fit_cotraining(boasts, boasts, texts).start, ByScore)
 
 
 def test_shares_follow_from_rows_that_scores_are_sure_of() -> None:
@@ -175,8 +205,10 @@ def test_the_scores_view_has_all_that_the_evidence_allows() -> None:
     found = score_view([sampled, sampled])
     bounded = set(SCORES) - UNBOUNDED
     assert found.shape == (5, 2 * (len(SCORES) + len(bounded)))
-    of_entropy = scores("entropy", [sampled, sampled])
-    np.testing.assert_allclose(found[:, :2], of_entropy)
-    np.testing.assert_allclose(found[:, 2 * len(SCORES) : 2 * len(SCORES) + 2], -np.log(1.001 - of_entropy))
+    certainty = scores("mc_entropy", [sampled, sampled])
+    np.testing.assert_allclose(found[:, :2], certainty)
+    np.testing.assert_allclose(found[:, 2 * len(SCORES) : 2 * len(SCORES) + 2], -np.log(1.001 - certainty))
     plain_names = set(SCORES) - SAMPLED
-    assert score_view([plain, plain]).shape == (5, 2 * (len(plain_names) + len(plain_names & bounded)))
+    found = score_view([plain, plain])
+    assert found.shape == (5, 2 * (len(plain_names) + len(plain_names & bounded)))
+    np.testing.assert_allclose(found[:, :2], scores("entropy", [plain, plain]))

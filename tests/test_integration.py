@@ -88,6 +88,22 @@ def test_hard_target_by_hand() -> None:
     np.testing.assert_array_equal(result.teacher, [1])
 
 
+def test_smoothing_gives_all_teachers_a_share_by_hand() -> None:
+    # hard, so (0, 1) becomes 0.8 (0, 1) + 0.2 (1/2, 1/2) = (0.1, 0.9); the first says (0.75, 0.25, 0), the second (0, 0.5, 0.5)
+    result = integrate(LOGITS, [FIRST, SECOND], 3, np.array([[0.5, 0.9]]), smoothing=0.2, **HARD)
+    np.testing.assert_allclose(result.targets, [[0.075, 0.025 + 0.45, 0.45]], rtol=1e-12)
+    # neither the weight nor the teacher named changes
+    np.testing.assert_allclose(result.weights, [0.4 + 1e-6], rtol=1e-12)
+    np.testing.assert_array_equal(result.teacher, [1])
+
+
+def test_smoothing_changes_nothing_for_one_teacher() -> None:
+    one = [LOGITS[0]], [FIRST], 2, np.array([[0.5]])
+    np.testing.assert_array_equal(
+        integrate(*one, smoothing=0.5, **SOFT).targets, integrate(*one, **SOFT).targets
+    )
+
+
 def test_soft_target_of_overlapping_teachers_by_hand() -> None:
     # w = 1 / (1 + e^-2) for the first; label b gets w / 4 from it and (1 - w) / 2 from the other
     result = integrate(LOGITS, [FIRST, SECOND], 3, np.array([[0.9, 0.5]]), **SOFT)

@@ -128,7 +128,8 @@ def test_supervision_is_what_the_pure_functions_say(
             scores_NM = learned.cotraining(scores_NM, score_view(evidence), shown(corpus["text"].to_pylist()))
         index = [np.array([0, 4]), np.array([1, 2, 3])]  # business film politics sport tech
         expected = integrate(
-            [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=method.margin, temperature=1.0
+            [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=method.margin, temperature=1.0,
+            smoothing=method.smoothing,
         )  # fmt: skip
         np.testing.assert_allclose(np.array(table["target"].to_pylist()), expected.targets, atol=1e-6)
         np.testing.assert_allclose(table["weight"].to_numpy(), expected.weights, atol=1e-6)

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from muki_ray.config_method import MukiMethod
+from muki_ray.config_method import MukiMethod, PaperMethod
 from muki_ray.labels import LabelSpace, TeacherLabels, join
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
@@ -43,7 +43,7 @@ def evidence(probs: Sequence[Sequence[float]], mc: Sequence[Sequence[float]] | N
 
 
 def method(**settings: Any) -> MukiMethod:
-    return MukiMethod.model_validate({"score": "entropy", "samples": 0} | settings)
+    return MukiMethod.model_validate({"score": "entropy", "samples": 0, "smoothing": 0.0} | settings)
 
 
 def column(result: ShardSupervision, name: str) -> np.ndarray:
@@ -89,6 +89,16 @@ def test_soft_by_hand() -> None:
     np.testing.assert_allclose(column(result, "target"), expected, atol=1e-6)
     assert column(result, "weight").tolist() == [1.0, 1.0]
     assert result.weight_sum == 2.0
+
+
+def test_smoothing_is_a_tenth_by_default() -> None:
+    space: LabelSpace = join([TeacherLabels("one", ("a", "b")), TeacherLabels("two", ("c", "d"))])
+    said = [evidence([[0.9, 0.1]]), evidence([[0.5, 0.5]])]
+    default = MukiMethod(score="entropy", samples=0, integration="hard", cotraining=False)
+    result = supervise(corpus(1), said, space, default)
+    # the first knows: 0.9 + 0.1 / 2 of it, 0.1 / 2 of the other
+    np.testing.assert_allclose(column(result, "target"), [[0.855, 0.095, 0.025, 0.025]], atol=1e-6)
+    assert PaperMethod().smoothing == 0
 
 
 def test_monte_carlo_scores_with_deterministic_targets() -> None:
