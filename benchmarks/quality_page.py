@@ -37,8 +37,7 @@ def page(files: Mapping[str, Mapping[str, Any]]) -> str:
         "a student trained on the method's targets, on test texts that nobody was trained on; `of bound`: divided by that of",
         "the same student trained on the same corpus with gold labels. `selection`: how often the teacher with the best score",
         "(for the default: the best belief) knows the row's label, on the test, and on the corpus that targets are made of.",
-        "`ECE`: expected calibration error; `calibrated`: with the temperature that the product fits to held-out targets,",
-        "`to evidence`: fitted to beliefs times the teachers' mean answers instead.",
+        "`ECE`: expected calibration error; `calibrated`: with the temperature that the product fits to held-out rows.",
         "",
     ]
     for name, content in files.items():

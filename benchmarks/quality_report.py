@@ -23,8 +23,7 @@ _COLUMNS = (
     ("AUROC", "auroc", False),
     ("on corpus", "corpus_selection_accuracy", False),
     ("targets", "target_accuracy", False),
-    ("calibrated", "target_tempered_ece", False),
-    ("to evidence", "tempered_ece", False),
+    ("calibrated", "tempered_ece", False),
     ("outside AUROC", "outside_auroc", False),
     ("at 95 %", "accuracy_at_95", False),
     ("scoring s", "scoring_seconds", None),
@@ -36,7 +35,7 @@ _CHOICES = {
     "corpus_selection_error": "corpus_selection_accuracy",
 }
 # expected calibration error before and after the product's temperature
-_SURENESS = ("ece", "target_tempered_ece")
+_SURENESS = ("ece", "tempered_ece")
 
 
 def over_seeds(runs: Sequence[Figures]) -> dict[str, Any]:

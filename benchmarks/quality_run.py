@@ -24,7 +24,6 @@ from quality_case import CORPUS, OUTSIDE, Case
 from quality_choice import integrated, learned_from, logits_of, matrix, of_targets
 from quality_doubt import of_doubt
 from quality_methods import BEST_TEACHER, BIASED_ENSEMBLE, DIRECT, method_of
-from quality_temperature import believed, expected_labels
 from quality_train import gold_table, held_out, recipe, train
 
 import muki_ray
@@ -34,6 +33,7 @@ from muki_ray.config_method import MukiMethod
 from muki_ray.evaluation import classification_metrics
 from muki_ray.integration import concatenated_ensemble, scatter
 from muki_ray.student.objectives import WeightedKl, objective_of
+from muki_ray.supervision import expected
 from muki_ray.uncertainty import softmax
 
 _PACKAGE = Path(muki_ray.__file__).parent
@@ -52,8 +52,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
     Returns:
         accuracy, macro_f1, ece (on the first test), tests (accuracy on each), held_out_kl, seconds (of training);
         where the suite has texts that are about no label also what `of_doubt` says; for methods that integrate
-        temperature and tempered_ece (the ECE at that temperature), the same with `target_` where the temperature is
-        fitted to the targets instead of the evidence;
+        temperature and tempered_ece (the ECE at the temperature that the product fits to held-out rows);
         for methods that integrate also target_accuracy (share of corpus rows whose target's top label is gold, of
         those that a teacher knows) and scoring_seconds; where a score chooses the teacher, selection_accuracy and
         auroc on the first test, and corpus_selection_accuracy.
@@ -61,7 +60,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
     if name in DIRECT:
         return _without_student(case, name)
     method = method_of(name, case.seed)
-    expected = None
+    wanted_NC = None
     if method is None:
         table, objective, found, normalize = _gold(case), WeightedKl(), {}, False
     else:
@@ -71,13 +70,8 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
         found = of_targets(case, method, table, learned) | {"scoring_seconds": seconds}
         objective, normalize = objective_of(method, case.space, case.specs), method.weights == "normalize"
         if isinstance(method, MukiMethod):
-            expected = expected_labels(
-                believed(method, matrix(table, "scores")),
-                [one.take(np.ones(len(table), dtype=np.bool_)) for one in evidence],
-                case.space.index,
-                len(case.space),
-            )
-    return found | (_student(case, table, objective, normalize, expected) if students else {})
+            wanted_NC = expected(table, case.space, method)
+    return found | (_student(case, table, objective, normalize, wanted_NC) if students else {})
 
 
 def _gold(case: Case) -> pa.Table:
@@ -85,9 +79,9 @@ def _gold(case: Case) -> pa.Table:
 
 
 def _student(
-    case: Case, table: pa.Table, objective: Any, normalize: bool, expected_NC: NDArray[Any] | None
+    case: Case, table: pa.Table, objective: Any, normalize: bool, wanted_NC: NDArray[Any] | None
 ) -> dict[str, Any]:
-    """A student trained on the table, judged on every test; `expected_NC` as in `quality_temperature`."""
+    """A student trained on the table, judged on every test; `wanted_NC`: what its temperature is fitted to, if it gets one."""
     training = recipe(case.settings.student_epochs, case.student_rate, case.seed)
     held_out_N = held_out(table, training)
     asked = {
@@ -128,12 +122,10 @@ def _student(
     probs = found[f"probs_{first}"]
     if OUTSIDE in asked:
         told |= of_doubt(probs, case.truth(first), found[f"probs_{OUTSIDE}"])
-    if expected_NC is not None:
-        # to what the evidence says, and to the targets themselves
-        for name, wanted_NC in (("", expected_NC), ("target_", matrix(table, "target"))):
-            temperature = fit_temperature(found[f"probs_{_HELD_OUT}"], wanted_NC[held_out_N])
-            ece = _judged(case, first, tempered(probs, temperature))["ece"]
-            told |= {f"{name}temperature": temperature, f"{name}tempered_ece": ece}
+    if wanted_NC is not None:
+        temperature = fit_temperature(found[f"probs_{_HELD_OUT}"], wanted_NC[held_out_N])
+        ece = _judged(case, first, tempered(probs, temperature))["ece"]
+        told |= {"temperature": temperature, "tempered_ece": ece}
     return told
 
 

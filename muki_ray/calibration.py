@@ -2,15 +2,20 @@
 
 A student that learned its rows by heart is surer than its teachers were; one that stopped early, or whose targets were
 mixed, is less sure. The temperature is that at which its predictions of rows that it was not trained on come closest to
-the targets of these rows (least KL). It changes no top label. This is temperature scaling (Guo et al., 2017) with the
-teachers' word in the place of labels, and as good as that word: teachers that boast teach a student to boast.
+what is expected of these rows (least KL). It changes no top label. This is temperature scaling (Guo et al., 2017) with
+the teachers' word in the place of labels, and as good as that word: teachers that boast teach a student to boast.
+
+What is expected are the targets, but for how the teachers were mixed: there doubt is sharpened, and part of every target
+is everybody's, for the sake of learning; here each teacher counts by how likely it knows the row.
 
 Pure: arrays in, arrays out.
 
-Shapes: N rows, C union labels.
+Shapes: N rows, M teachers, C union labels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +51,28 @@ def fit_temperature(probs_NC: Floats, targets_NC: Floats) -> float:
 
     found = minimize_scalar(loss, bounds=(np.log(_LEAST), np.log(_MOST)), method="bounded")
     return float(np.exp(found.x))
+
+
+def expected_labels(
+    targets_NC: Floats, mixed_NM: Floats, believed_NM: Floats, index: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """Targets mixed anew: each teacher's part counts as much as it is believed. `[N, C]`, rows sum to 1.
+
+    Exact where no two teachers share a label; of one that they share the parts cannot be told apart, it counts by what
+    they are believed together.
+
+    Args:
+        mixed_NM: the teachers' weights in the targets; rows sum to 1.
+        believed_NM: those that they should have had; rows sum to 1.
+        index: per teacher, places of its labels in the union.
+    """
+    mixed_NC, believed_NC = np.zeros(np.shape(targets_NC)), np.zeros(np.shape(targets_NC))
+    for m, places in enumerate(index):
+        mine = np.unique(places)
+        mixed_NC[:, mine] += np.asarray(mixed_NM)[:, m : m + 1]
+        believed_NC[:, mine] += np.asarray(believed_NM)[:, m : m + 1]
+    found = np.asarray(targets_NC, dtype=np.float64) * believed_NC / np.clip(mixed_NC, _TINY, None)
+    return np.asarray(found / np.clip(found.sum(axis=1, keepdims=True), _TINY, None))
 
 
 def tempered(probs_NC: Floats, temperature: float) -> NDArray[np.float64]:

@@ -163,9 +163,9 @@ class StudentConfig(Section):
     )
     calibrate: bool = Field(
         default=False,
-        description="divide the trained student's logits by the one temperature at which it comes closest to the targets "
-        "of held-out rows; changes how sure it is, never what it answers. Better on most suites of the quality "
-        "benchmark, worse on some: see its tables",
+        description="divide the trained student's logits by the one temperature at which it comes closest to what the "
+        "beliefs say of held-out rows; changes how sure it is, never what it answers. Better on average of the quality "
+        "benchmark's suites, worse on some: see its tables",
     )
     allow_pickle: bool = False
 

@@ -53,6 +53,11 @@ def teacher_weights(scores_NM: Floats, how: Literal["hard", "soft"], tau: float)
     return weights
 
 
+def smoothed(weights_NM: Floats, smoothing: float) -> NDArray[np.float64]:
+    """The same, but a share of `smoothing` spread evenly over the teachers. `[N, M]`."""
+    return np.asarray((1 - smoothing) * weights_NM + smoothing / weights_NM.shape[1])
+
+
 def margin(scores_NM: Floats) -> NDArray[np.float64]:
     """`s_(1) - s_(2) + 1e-6`, at most 1: small where two teachers look alike. One teacher: 1. `[N]`.
 
@@ -104,7 +109,7 @@ def integrate(
         )
     if not np.isfinite(scores_NM).all():
         raise ValueError("a score is not finite; quarantine such rows before integration")
-    weights_NM = (1 - smoothing) * teacher_weights(scores_NM, how, tau) + smoothing / len(logits)
+    weights_NM = smoothed(teacher_weights(scores_NM, how, tau), smoothing)
     targets = np.zeros((len(scores_NM), size), dtype=np.float64)
     for m, (z, places) in enumerate(zip(logits, index, strict=True)):
         targets += weights_NM[:, m : m + 1] * scatter(softmax(z, temperature), places, size)

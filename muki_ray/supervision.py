@@ -16,8 +16,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from muki_ray.baselines.targets import baseline_supervision
+from muki_ray.calibration import expected_labels
 from muki_ray.config_method import AnyMethod, BaselineMethod
-from muki_ray.integration import integrate, teacher_weights
+from muki_ray.integration import integrate, smoothed, teacher_weights
 from muki_ray.labels import LabelSpace
 from muki_ray.learned import Learned, Rows
 from muki_ray.statistics import CorpusStatistics
@@ -97,6 +98,22 @@ def supervise(
         }
     )
     return ShardSupervision(table, quarantine, statistics, float(result.weights.sum()))
+
+
+def expected(table: pa.Table, space: LabelSpace, method: AnyMethod) -> NDArray[np.float64]:
+    """What the teachers expect of each row of a supervision table, where its targets serve learning; see `calibration`. `[N, C]`
+
+    Beliefs are probabilities as they are; where there are none, integration's own weights are all that is known.
+    """
+    targets_NC, scores_NM = (
+        table[name].combine_chunks().flatten().to_numpy().reshape(len(table), -1).astype(np.float64)
+        for name in ("target", "scores")
+    )
+    if isinstance(method, BaselineMethod):
+        return targets_NC
+    plain_NM = teacher_weights(scores_NM, method.integration, method.tau)
+    believed_NM = scores_NM if method.cotraining else plain_NM
+    return expected_labels(targets_NC, smoothed(plain_NM, method.smoothing), believed_NM, space.index)
 
 
 def _margins(scores_NM: np.ndarray) -> np.ndarray:

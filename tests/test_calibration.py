@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muki_ray.calibration import fit_temperature, tempered
+from muki_ray.calibration import expected_labels, fit_temperature, tempered
 from muki_ray.evaluation import classification_metrics
 from muki_ray.uncertainty import softmax
 
@@ -47,3 +47,46 @@ def test_a_single_row_is_no_reason_to_be_certain() -> None:
     """One row that the student has right would be a reason for the least temperature there is."""
     assert 0.3 < fit_temperature(np.array([[0.6, 0.4]]), np.array([[1.0, 0.0]])) < 1
     assert 1 < fit_temperature(np.array([[0.6, 0.4]]), np.array([[0.0, 1.0]])) < 3
+
+
+def test_what_is_expected_by_hand() -> None:
+    # the first says (0.5, 0.5, 0, 0), the second (0, 0, 0.2, 0.8); mixed half and half, believed 3 to 1
+    index = [np.array([0, 1]), np.array([2, 3])]
+    found = expected_labels(
+        np.array([[0.25, 0.25, 0.1, 0.4]]), np.array([[0.5, 0.5]]), np.array([[0.75, 0.25]]), index
+    )
+    np.testing.assert_allclose(found, [[0.375, 0.375, 0.05, 0.2]])
+
+
+def test_of_a_label_that_teachers_share_both_beliefs_count() -> None:
+    # a, b of the first; b, c of the second, which is not believed: c goes, b is as likely as before
+    index = [np.array([0, 1]), np.array([1, 2])]
+    found = expected_labels(
+        np.array([[0.3, 0.5, 0.2]]), np.array([[0.5, 0.5]]), np.array([[1.0, 0.0]]), index
+    )
+    np.testing.assert_allclose(found, [[0.6 / 1.1, 0.5 / 1.1, 0.0]])
+
+
+def test_labels_of_one_teacher_that_merge_count_once() -> None:
+    found = expected_labels(
+        np.array([[0.8, 0.2]]),
+        np.array([[0.5, 0.5]]),
+        np.array([[0.5, 0.5]]),
+        [np.array([0, 0]), np.array([1])],
+    )
+    np.testing.assert_allclose(found, [[0.8, 0.2]])
+
+
+@given(st.integers(1, 4), st.integers(0, 100))
+def test_what_is_expected_is_what_was_mixed_where_beliefs_are(teachers: int, seed: int) -> None:
+    """Mixing by `w` and asking for `w` changes nothing; asking for a certain teacher gives its word alone."""
+    rng = np.random.default_rng(seed)
+    index = [np.arange(2 * m, 2 * m + 2) for m in range(teachers)]
+    said = rng.dirichlet(np.ones(2), (teachers, 5))
+    mixed = rng.dirichlet(np.ones(teachers), 5)
+    targets = np.concatenate([mixed[:, m : m + 1] * said[m] for m in range(teachers)], axis=1)
+    np.testing.assert_allclose(expected_labels(targets, mixed, mixed, index), targets)
+    certain = np.eye(teachers)[rng.integers(teachers, size=5)]
+    found = expected_labels(targets, mixed, certain, index)
+    for row, m in enumerate(certain.argmax(axis=1)):
+        np.testing.assert_allclose(found[row, index[m]], said[m][row])

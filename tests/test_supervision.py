@@ -12,12 +12,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from muki_ray.config_method import MukiMethod, PaperMethod
+from muki_ray.config_method import MukiMethod, PaperMethod, VanillaKdMethod
 from muki_ray.labels import LabelSpace, TeacherLabels, join
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder
-from muki_ray.supervision import QUARANTINE_SCHEMA, ShardSupervision, supervise
-from muki_ray.teachers.evidence import EvidenceArrays
+from muki_ray.supervision import QUARANTINE_SCHEMA, ShardSupervision, expected, supervise
+from muki_ray.teachers.evidence import EvidenceArrays, float_lists
 
 SPACE = join([TeacherLabels("one", ("b", "a")), TeacherLabels("two", ("c", "a"))])
 FLOATS = pa.list_(pa.float32())
@@ -216,3 +216,20 @@ def test_teachers_of_different_sizes_keep_their_places() -> None:
         corpus(1), [evidence([[0.7, 0.2, 0.1]]), evidence([[0.5, 0.5]])], space, method(integration="hard")
     )
     np.testing.assert_allclose(column(result, "target"), [[0.0, 0.1, 0.2, 0.7]], atol=1e-6)
+
+
+def test_what_is_expected_of_rows_undoes_how_targets_were_mixed() -> None:
+    space: LabelSpace = join([TeacherLabels("one", ("a", "b")), TeacherLabels("two", ("c", "d"))])
+    said = [evidence([[0.9, 0.1]]), evidence([[0.5, 0.5]])]
+    chosen = method(integration="hard", cotraining=False, smoothing=0.1)
+    result = supervise(corpus(1), said, space, chosen)
+    # no beliefs: the weights of integration, without the share that is everybody's
+    np.testing.assert_allclose(expected(result.table, space, chosen), [[0.9, 0.1, 0, 0]], atol=1e-6)
+    # beliefs: probabilities, as they are
+    believed = chosen.model_copy(update={"cotraining": True})
+    table = result.table.set_column(
+        result.table.column_names.index("scores"), "scores", float_lists(np.array([[0.75, 0.25]]))
+    )
+    np.testing.assert_allclose(expected(table, space, believed), [[0.675, 0.075, 0.125, 0.125]], atol=1e-6)
+    baseline = VanillaKdMethod()
+    np.testing.assert_array_equal(expected(table, space, baseline), column(result, "target"))

@@ -1,4 +1,4 @@
-"""The student's temperature, fitted to held-out targets and folded into its head: any loader then gives its answers.
+"""The student's temperature, fitted to held-out rows and folded into its head: any loader then gives its answers.
 
 Knows the exported folder, the supervision and where to predict; the fit is `muki_ray.calibration`'s.
 """
@@ -6,27 +6,27 @@ Knows the exported folder, the supervision and where to predict; the fit is `muk
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from muki_ray.assess import Classifier, predict_where
 from muki_ray.calibration import fit_temperature
 from muki_ray.progress import say
 from muki_ray.runtime import Cluster
-from muki_ray.store import Folder
-from muki_ray.student.data import Batch, Supervision
+from muki_ray.store import Folder, part_name
+from muki_ray.student.data import Supervision
 from muki_ray.student.export import MARKER, copy_files
 from muki_ray.student.heads import last_projection
 from muki_ray.student.objectives import Objective, WeightedKl
 from muki_ray.student.train import worker_cpus
+from muki_ray.supervision import expected
 from muki_ray.workflow.run import Run
 
 # held-out rows that are enough for one number
 _MOST_ROWS = 2000
-_BATCH_ROWS = 256
 _WEIGHTS = ".safetensors"
 
 
@@ -47,24 +47,29 @@ def calibrate(run: Run, supervision: Supervision, cluster: Cluster) -> None:
 
     The folder must not be declared whole yet: a run that is killed here exports the checkpoint again.
     """
-    texts, pairs, targets_NC = _held_out(list(supervision.held_out(_BATCH_ROWS)))
+    rows = _held_out(supervision)
+    texts = rows["text"].to_pylist()
+    pairs = rows["text_pair"].to_pylist() if "text_pair" in rows.column_names else None
     student, names = run.folder.student, list(run.space.names)
     cpus, gpus = worker_cpus(run.config.training, cluster.reach, cluster.places)
     classifier = Classifier("student", student.location, run.student.max_length)
     probs = predict_where(cluster, [classifier], texts, pairs, names, cpus, gpus)["student"]
-    temperature = fit_temperature(probs, targets_NC)
+    temperature = fit_temperature(probs, expected(rows, run.space, run.config.method))
     divide_logits(student, len(names), temperature)
     run.metrics["calibration"] = {"temperature": temperature}
     say(f"calibration: temperature {temperature:.2f}, from {len(texts):,} held-out rows")
 
 
-def _held_out(batches: Sequence[Batch]) -> tuple[list[str], list[str] | None, np.ndarray]:
-    """Texts, pairs and targets `[N, C]` of rows spread evenly over the lengths that there are."""
-    texts = [text for batch in batches for text in batch.texts]
-    pairs = [pair for batch in batches for pair in batch.pairs or ()]
-    targets_NC = np.concatenate([batch.targets for batch in batches])
-    some = np.unique(np.linspace(0, len(texts) - 1, _MOST_ROWS).astype(np.int64))
-    return [texts[i] for i in some], [pairs[i] for i in some] if pairs else None, targets_NC[some]
+def _held_out(supervision: Supervision) -> pa.Table:
+    """Held-out rows, from no more shards than it takes, which are spread over the corpus."""
+    shards = len(supervision.rows_per_part)
+    found: list[pa.Table] = []
+    for shard in np.random.default_rng(supervision.split.seed % 2**32).permutation(shards):
+        table = supervision.folder.read_table(part_name(int(shard)))
+        found.append(table.filter(pa.array(supervision.split.held_out(table["row_id"].to_numpy()))))
+        if sum(map(len, found)) >= _MOST_ROWS:
+            break
+    return pa.concat_tables(found).slice(0, _MOST_ROWS)
 
 
 def divide_logits(student: Folder, labels: int, temperature: float) -> None:

@@ -64,7 +64,7 @@ def test_the_summary_is_a_mean_over_suites() -> None:
         "selection_error": pytest.approx(0.3),
         "corpus_selection_error": pytest.approx(0.1),  # of the one suite that has it
         "ece": pytest.approx(0.15),
-        "target_tempered_ece": None,
+        "tempered_ece": None,
     }
     assert found["n"] == {
         "suites": 1,
@@ -73,7 +73,7 @@ def test_the_summary_is_a_mean_over_suites() -> None:
         "selection_error": None,
         "corpus_selection_error": None,
         "ece": None,
-        "target_tempered_ece": None,
+        "tempered_ece": None,
     }
 
 
