@@ -26,6 +26,10 @@ ScoreName = Literal[
 Layers = Annotated[Literal["all"] | int, BeforeValidator(_as_layers)]
 
 
+# temperature of the weights that scores give (the paper's)
+_TAU = 0.2
+
+
 class DropoutConfig(Section):
     """Monte-Carlo dropout (MUKI eq. 4-5)."""
 
@@ -70,7 +74,10 @@ class MukiMethod(Section):
         description="learn from all scores and from the texts which teacher knows which rows: see muki_ray/cotraining.py",
     )
     integration: Literal["hard", "soft"] = "soft"
-    tau: Positive = Field(default=0.2, description="temperature of the teachers' weights (soft)")
+    tau: Positive | None = Field(
+        default=None,
+        description="temperature of the teachers' weights (soft); null: the beliefs of co-training as they are, 0.2 for scores",
+    )
     smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.1,
         description="share of every target that all teachers have evenly: what they say of rows that are not their own still teaches their labels",
@@ -89,6 +96,14 @@ class MukiMethod(Section):
         description="normalize: divide by the corpus mean, so that the margin does not change the step size",
     )
     dropout: DropoutConfig = DropoutConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scores_need_a_temperature(cls, content: Any) -> Any:
+        if isinstance(content, dict) and content.get("tau") is None:
+            beliefs = content.get("cotraining", cls.model_fields["cotraining"].default)
+            return content if beliefs else {**content, "tau": _TAU}
+        return content
 
     @model_validator(mode="after")
     def _possible(self) -> MukiMethod:

@@ -41,13 +41,16 @@ def scatter(probs: Floats, index: NDArray[np.int64], size: int) -> NDArray[np.fl
     return union
 
 
-def teacher_weights(scores_NM: Floats, how: Literal["hard", "soft"], tau: float) -> NDArray[np.float64]:
+def teacher_weights(
+    scores_NM: Floats, how: Literal["hard", "soft"], tau: float | None
+) -> NDArray[np.float64]:
     """How much each teacher counts on each row, `[N, M]`, rows sum to 1.
 
-    hard: the teacher with the best score, the first of equals. soft: `softmax(s / tau)`.
+    hard: the teacher with the best score, the first of equals. soft: `softmax(s / tau)` (MUKI section 2.2.2), which among many
+    teachers leaves little to the best one; None for scores that are probabilities: as they are.
     """
     if how == "soft":
-        return softmax(scores_NM, tau)
+        return np.array(scores_NM, dtype=np.float64) if tau is None else softmax(scores_NM, tau)
     weights = np.zeros(scores_NM.shape, dtype=np.float64)
     weights[np.arange(len(scores_NM)), scores_NM.argmax(axis=1)] = 1.0
     return weights
@@ -77,7 +80,7 @@ def integrate(
     scores_NM: Floats,
     *,
     how: Literal["hard", "soft"],
-    tau: float,
+    tau: float | None,
     with_margin: bool,
     temperature: float,
     smoothing: float = 0.0,

@@ -55,6 +55,9 @@ def supervise(
 
     Statistics count the scores; where those have no bounds, the teachers' weights.
     Rows on which any teacher answered NaN or infinity go to quarantine with the teacher's name.
+
+    Raises:
+        ValueError: the method is one of co-training, and nothing was learned.
     """
     finite = np.stack([one.finite() for one in evidence], axis=1)  # [N, M]
     good: NDArray[np.bool_] = np.asarray(finite.all(axis=1))
@@ -69,6 +72,10 @@ def supervise(
     chosen = [one.take(good) for one in evidence]
     kept = corpus.filter(pa.array(good))
     learned, rows = learned or Learned(), Rows(chosen, kept)
+    if method.cotraining and learned.cotraining is None:
+        raise ValueError(
+            "the method compares beliefs, but none were learned from the corpus; give what `learn` returns"
+        )
     scores_NM = learned(method.score, rows)
     logits, shown_NM = [one.logits for one in chosen], scores_NM
     if isinstance(method, BaselineMethod):

@@ -67,7 +67,7 @@ def test_minimal_configuration_gets_the_defaults() -> None:
     method = config.method
     assert isinstance(method, MukiMethod) and method.kind == "muki"
     assert (method.samples, method.score, method.integration) == (4, "mutual_information", "soft")
-    assert (method.tau, method.margin, method.temperature, method.weights) == (0.2, True, 1.0, "normalize")
+    assert (method.tau, method.margin, method.temperature, method.weights) == (None, True, 1.0, "normalize")
     assert (method.dropout.masks, method.dropout.layers, method.dropout.rate) == ("per_sample", "all", 0.2)
     assert config.corpus.path == ["texts/*.parquet"]
     assert config.corpus.text == ("text",)
@@ -75,6 +75,17 @@ def test_minimal_configuration_gets_the_defaults() -> None:
     assert config.teachers[0].labels is None and not config.teachers[0].allow_pickle
     assert (config.training.epochs, config.training.batch_size) == (3, 32)
     assert config.tracking.enabled
+
+
+@pytest.mark.parametrize(
+    ("method", "tau"),
+    [({}, None), ({"cotraining": False}, 0.2), ({"cotraining": False, "tau": 0.5}, 0.5), ({"tau": 0.5}, 0.5),
+     ({"kind": "paper"}, 0.2), ({"kind": "paper", "cotraining": True}, None)],
+)  # fmt: skip
+def test_scores_have_a_temperature_and_beliefs_need_none(method: Any, tau: float | None) -> None:
+    found = parsed(method=method).method
+    assert isinstance(found, MukiMethod)
+    assert found.tau == tau
 
 
 @pytest.mark.parametrize("method", ["paper", {"kind": "paper"}])

@@ -67,6 +67,14 @@ def test_soft_weights_by_hand() -> None:
     np.testing.assert_allclose(weights, [[0.880797, 0.119203]], atol=1e-6)
 
 
+def test_beliefs_are_weights_as_they_are() -> None:
+    beliefs = np.array([[0.9, 0.1], [0.25, 0.75]])
+    weights = teacher_weights(beliefs, "soft", None)
+    np.testing.assert_array_equal(weights, beliefs)
+    assert weights is not beliefs
+    np.testing.assert_array_equal(teacher_weights(beliefs, "hard", None), [[1, 0], [0, 1]])
+
+
 def test_margin_by_hand() -> None:
     # top two of each row: 0.9 - 0.5; a tie: only the floor; 1 - 0: capped at 1
     weights = margin(np.array([[0.5, 0.1, 0.9], [0.3, 0.3, 0.3], [0.0, 1.0, 0.0]]))

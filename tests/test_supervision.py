@@ -43,7 +43,9 @@ def evidence(probs: Sequence[Sequence[float]], mc: Sequence[Sequence[float]] | N
 
 
 def method(**settings: Any) -> MukiMethod:
-    return MukiMethod.model_validate({"score": "entropy", "samples": 0, "smoothing": 0.0} | settings)
+    return MukiMethod.model_validate(
+        {"score": "entropy", "samples": 0, "smoothing": 0.0, "cotraining": False} | settings
+    )
 
 
 def column(result: ShardSupervision, name: str) -> np.ndarray:
@@ -89,6 +91,11 @@ def test_soft_by_hand() -> None:
     np.testing.assert_allclose(column(result, "target"), expected, atol=1e-6)
     assert column(result, "weight").tolist() == [1.0, 1.0]
     assert result.weight_sum == 2.0
+
+
+def test_beliefs_that_nobody_learned_are_refused() -> None:
+    with pytest.raises(ValueError, match="learn"):
+        supervise(corpus(2), [evidence(ONE), evidence(TWO)], SPACE, method(cotraining=True))
 
 
 def test_smoothing_is_a_tenth_by_default() -> None:

@@ -107,7 +107,7 @@ def test_mlflow_has_the_run_and_a_model_that_answers(job: Path) -> None:
     client = mlflow.MlflowClient(f"sqlite:///{job / 'run' / 'mlflow.db'}")
     run = client.get_run(state["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.params["method.tau"] == "0.2"
+    assert run.data.params["method.smoothing"] == "0.1"
     assert run.data.metrics["student.accuracy"] == pytest.approx(metrics(job)["student"]["accuracy"])
     assert len(client.get_metric_history(state["run_id"], "training.held_out_kl")) == 2
     assert {"config.yaml", "report"} <= {a.path for a in client.list_artifacts(state["run_id"])}

@@ -121,7 +121,8 @@ def test_text_tells_teachers_corpus_and_method() -> None:
     assert "- `mood` ([distilmood](https://huggingface.co/distilmood)), 2 labels: `positive|good`" in text
     assert "1,234,567 rows, fingerprint `00ff00ff00ff00ff`" in text
     assert "reads the row 4 times with dropout on" in text
-    assert "softmax of the scores at temperature 0.2" in text
+    assert "average, weighted by the scores." in text
+    assert "Of every target 0.1 is shared evenly by all teachers" in text
     assert "gap between the two best scores" in text
     assert "[acme/base](https://huggingface.co/acme/base)" in text
     assert "| `dropout.masks` | `per_sample` |" in text
@@ -140,6 +141,8 @@ def test_words_follow_the_method() -> None:
     paper = card(method=PaperMethod().model_dump(mode="json"))
     assert "| `kind` | `paper` |" in paper
     assert "entropy of its mean prediction" in paper
+    assert "softmax of the scores at temperature 0.2" in paper
+    assert "shared evenly" not in paper
     assert "taught each other" not in paper
     assert "| `dropout.masks` | `per_element` |" in paper
 
