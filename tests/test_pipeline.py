@@ -296,8 +296,10 @@ def test_a_shard_is_integrated_when_its_last_teacher_has_scored_it(
     *_, tasks = runs.score_only(wanted)
     for task, lost in zip(tasks, ([1, 2], [2, 5]), strict=True):
         task.folders[0].remove([MANIFEST, *(part_name(shard) for shard in lost)])
+    # beliefs would have to be learned before
+    method = runs.config(root, run, path, method={"samples": 4, "cotraining": False}).method
     integration = IntegrationTask(
-        tuple(tasks), inspect_all(wanted)[1], wanted.method, Folder(str(tmp_path / "supervision"))
+        tuple(tasks), inspect_all(wanted)[1], method, Folder(str(tmp_path / "supervision"))
     )
     with listening(lambda kind, content: None) as messenger:
         scored, done = run_graph(tasks, [pool(task.name) for task in tasks], integration, messenger)
