@@ -61,6 +61,7 @@ def _parts(suites: Mapping[str, Mapping[str, Any]]) -> str:
         "| part | mean | helps | harms | most | least |",
         "|---|---|---|---|---|---|",
     ]
+    rows = []
     for what, with_it, without in _PARTS:
         gains = {
             name: 100 * (one["methods"][with_it]["accuracy"] - one["methods"][without]["accuracy"])
@@ -73,11 +74,11 @@ def _parts(suites: Mapping[str, Mapping[str, Any]]) -> str:
             continue
         most, least = max(gains, key=gains.__getitem__), min(gains, key=gains.__getitem__)
         helps, harms = sum(gain > 0.5 for gain in gains.values()), sum(gain < -0.5 for gain in gains.values())
-        lines.append(
+        rows.append(
             f"| {what} | {fmean(gains.values()):+.1f} | {helps} of {len(gains)} | {harms} | "
             f"{most} {gains[most]:+.1f} | {least} {gains[least]:+.1f} |"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *rows]) + "\n" if rows else ""
 
 
 def _sampling(suites: Mapping[str, Mapping[str, Any]]) -> str:
@@ -91,6 +92,7 @@ def _sampling(suites: Mapping[str, Mapping[str, Any]]) -> str:
         "| suite | " + " | ".join(f"{one} | {other} | gain | wrong choice" for one, other in pairs) + " |",
         "|---" * (1 + 4 * len(pairs)) + "|",
     ]
+    rows = []
     for name, suite in suites.items():
         cells = [name]
         for pair in pairs:
@@ -102,8 +104,9 @@ def _sampling(suites: Mapping[str, Mapping[str, Any]]) -> str:
                 continue
             cells += [f"{value:.4f}" for value in right] + [f"{100 * (right[0] - right[1]):+.1f}"]
             cells += ["" if None in wrong else f"{1 - wrong[0]:.3f}, {1 - wrong[1]:.3f}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+        if any(cells[1:]):
+            rows.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, *rows]) + "\n" if rows else ""
 
 
 def main() -> None:

@@ -32,3 +32,5 @@ def test_one_suite_of_its_own_is_a_page_too() -> None:
     text = page({"trec": {"command": "python x", "suite": "trec", **suite("trec", default=0.9)}})
     assert "### trec" in text
     assert "| default | 1 | 90.0 %" in text
+    # nothing to compare it with
+    assert "What each part" not in text and "Where Monte-Carlo" not in text
