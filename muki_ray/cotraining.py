@@ -12,9 +12,9 @@ scores look different on its own rows. So two classifiers guess the owner of a r
    row's teacher have no say.
 
 Where that leaves the classifiers in doubt, the score was a bad guide: teachers of two labels, say, are sure of nearly
-everything, each in its own measure. Then all begins anew from ranks (`cotraining_start.py`): a row belongs to the teachers for which
-it is among the rows they are most certain of, as many as the shares that the first beginning found. Where less than
-half of the doubt is left, that stays.
+everything, each in its own measure. Then all begins anew from ranks: a row belongs to the teachers for which it is among
+the rows they are most certain of, as many as the shares that the first beginning found. Where less than half of the
+doubt is left, that stays.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what

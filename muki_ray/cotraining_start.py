@@ -59,18 +59,18 @@ class ByScore:
 class ByRank:
     """`logit(rank) - logit(1 - share)`: 0 where as many rows lie above as the teacher owns."""
 
-    knots_MQ: NDArray[np.float64]
+    ranks: Quantile
     share_M: NDArray[np.float64]
 
     def __call__(self, scores_NM: Floats, views_NX: Floats) -> NDArray[np.float64]:
         """Reads the first M columns of the view only: the teachers' certainty."""
-        ranks = Quantile(tuple(map(tuple, self.knots_MQ)))(np.asarray(views_NX)[:, : len(self.share_M)])
-        ranks = np.clip(ranks, _LEAST_RANK, 1 - _LEAST_RANK)
-        return np.asarray(_logit(ranks) + _logit(self.share_M))
+        ranks_NM = self.ranks(np.asarray(views_NX)[:, : len(self.share_M)])
+        ranks_NM = np.clip(ranks_NM, _LEAST_RANK, 1 - _LEAST_RANK)
+        return np.asarray(_logit(ranks_NM) + _logit(self.share_M))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Quantiles of the certainties, and the shares."""
-        return {"rank_knots_MQ": self.knots_MQ, "rank_share_M": self.share_M}
+        return {"rank_knots_MQ": np.array(self.ranks.knots_MQ), "rank_share_M": self.share_M}
 
 
 def by_score(scores_SM: Floats) -> Start:
@@ -82,7 +82,7 @@ def by_rank(certainty_SM: Floats, share_M: Floats) -> Start:
     """From a sample of the teachers' certainties, and the share of the rows that each teacher owns."""
     found = fit("quantile", certainty_SM)
     assert isinstance(found, Quantile)
-    return ByRank(np.array(found.knots_MQ), np.clip(share_M, _LEAST_SHARE, 1 - _LEAST_SHARE))
+    return ByRank(found, np.clip(share_M, _LEAST_SHARE, 1 - _LEAST_SHARE))
 
 
 def start_of(arrays: Mapping[str, NDArray[Any]]) -> Start:
@@ -92,7 +92,8 @@ def start_of(arrays: Mapping[str, NDArray[Any]]) -> Start:
         KeyError: they are none's.
     """
     if "rank_share_M" in arrays:
-        return ByRank(arrays["rank_knots_MQ"], arrays["rank_share_M"])
+        knots_MQ = arrays["rank_knots_MQ"].tolist()
+        return ByRank(Quantile(tuple(map(tuple, knots_MQ))), arrays["rank_share_M"])
     return ByScore(float(arrays["spread"]))
 
 
