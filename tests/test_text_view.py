@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.feature_extraction.text import HashingVectorizer
 
 from muki_ray.text_view import axes, counts, folds, rarity, shown, view
 
@@ -53,6 +55,24 @@ def test_texts_that_share_words_are_closer() -> None:
 def test_any_text_has_a_finite_view(text: str) -> None:
     rows = seen([text, "other"])
     assert np.isfinite(rows.toarray()).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("it's 5 pm on the 3rd", ["it", "pm", "on", "the", "3rd"]),
+        ("naïve cafe\u0301 a", ["naïve", "cafe\u0301"]),
+        ("买iPhone手机", ["买", "iphone", "手", "机"]),
+        ("テスト", ["テ", "ス", "ト"]),
+        ("हिन्दी भाषा", ["हिन्दी", "भाषा"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("ไทย", ["ไ", "ท", "ย"]),
+    ],
+)
+def test_words_of_scripts_with_and_without_spaces(text: str, words: list[str]) -> None:
+    expected = [*words, *(f"{one} {other}" for one, other in pairwise(words))]
+    hashed = HashingVectorizer(n_features=2**15, analyzer=lambda tokens: tokens, alternate_sign=False)
+    assert set(counts([text])[0].indices) == set(hashed.transform([expected]).indices)
 
 
 def test_chinese_shows_in_pieces() -> None:
