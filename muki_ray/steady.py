@@ -10,12 +10,14 @@ from __future__ import annotations
 import mmap
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
 import pyarrow as pa
 from pyarrow import fs
 
+from muki_ray.errors import UserError
 from muki_ray.retrying import patiently, refused
 
 T = TypeVar("T")
@@ -204,7 +206,7 @@ class _Reading:
 class _Sending:
     """A file object that keeps what is written in a temporary file, and sends all of it when it is closed.
 
-    One that is dropped without being closed sends nothing.
+    One that is dropped without being closed sends nothing, and so does one that could not keep all of it.
     """
 
     def __init__(
@@ -219,7 +221,7 @@ class _Sending:
         try:
             return self._kept.write(data)
         except OSError as error:
-            raise refused("keep what is to be written to", self._path, error) from error
+            raise self._broken(error) from error
 
     def flush(self) -> None:
         """Nothing is sent before the end."""
@@ -230,12 +232,22 @@ class _Sending:
             return
         self.closed = True
         with self._kept as kept:
-            kept.flush()
+            try:
+                kept.flush()
+            except OSError as error:
+                raise self._broken(error) from error
             if not kept.tell():
                 self._attempt(lambda: self._send(b""))
                 return
             content = mmap.mmap(kept.fileno(), 0, access=mmap.ACCESS_READ)
             self._attempt(lambda: self._send(content))
+
+    def _broken(self, error: OSError) -> UserError:
+        """What to raise where the temporary file took only a part: that part must never be sent."""
+        self.closed = True
+        with suppress(OSError):  # what it still holds does not fit either
+            self._kept.close()
+        return refused("keep what is to be written to", self._path, error)
 
     def _send(self, content: Any) -> None:
         # in one piece: a stream that was given a part of it would, when closed, leave that part as the file

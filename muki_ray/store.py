@@ -30,7 +30,7 @@ from pyarrow import fs
 
 from muki_ray import filesystem as locations
 from muki_ray.errors import StoreError, UserError
-from muki_ray.retrying import patiently
+from muki_ray.retrying import patiently, refused
 
 MANIFEST = "manifest.json"
 _PART = re.compile(r"part-\d+\.parquet")
@@ -145,14 +145,22 @@ class Folder:
     # -- writing -------------------------------------------------------------------------------------
 
     def write_bytes(self, name: str, data: bytes) -> None:
-        """Write a file so that it is whole or absent, never half there."""
+        """Write a file so that it is whole or absent, never half there.
+
+        Raises:
+            StorageError: it cannot be written there.
+        """
         filesystem, root = self._opened
-        if locations.is_local(filesystem):
-            patiently("write", f"{root}/{name}", partial(_write_local, Path(root), name, data))
-            return
-        # no compression: pyarrow would guess it from the name, and reading does not
-        with filesystem.open_output_stream(f"{root}/{name}", compression=None) as stream:
+        try:
+            if locations.is_local(filesystem):
+                patiently("write", f"{root}/{name}", partial(_write_local, Path(root), name, data))
+                return
+            # no compression: pyarrow would guess it from the name, and reading does not
+            stream = filesystem.open_output_stream(f"{root}/{name}", compression=None)
             stream.write(data)
+            stream.close()  # not after a failed write: closing is what sends it
+        except FileNotFoundError as error:  # for a reader an answer, here a place that nobody can make
+            raise refused("write", self._shown(name), error) from error
 
     def write_json(self, name: str, content: Any) -> None:
         """Write a JSON file, atomically."""

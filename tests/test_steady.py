@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import pickle
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -249,3 +251,54 @@ def test_a_stale_file_is_opened_again(tmp_path: Path, monkeypatch: pytest.Monkey
     with filesystem.open_input_stream(str(tmp_path / "x.gz"), compression=None) as stream:
         assert stream.read(1000) + stream.read(1000) + stream.read(len(DATA)) == DATA
     assert not failures
+
+
+class _Full:
+    """A temporary file on a disk that has room for a few bytes, of which it learns when it likes."""
+
+    def __init__(self, told_at: str) -> None:
+        self.told_at, self.kept = told_at, b""
+
+    def _fail(self, now: str) -> None:
+        if now == self.told_at:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write(self, data: Any) -> int:
+        self.kept += bytes(data)[:5]
+        self._fail("write")
+        return len(data)
+
+    def flush(self) -> None:
+        self._fail("flush")
+
+    def tell(self) -> int:
+        return len(self.kept)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> _Full:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+@pytest.mark.parametrize("told_at", ["write", "flush"])
+def test_what_the_temporary_disk_does_not_hold_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told_at: str
+) -> None:
+    folder = Folder(f"memory://{tmp_path.name}")
+    folder.write_bytes("old", DATA)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda: _Full(told_at))
+    for name in ("new", "old"):
+        with pytest.raises(StorageError, match=r"cannot keep what is to be written to .*make room"):
+            folder.write_bytes(name, bytes(10 << 20))
+    gc.collect()  # closes what was dropped
+    assert folder.names() == {"old"}
+    assert folder.read_bytes("old") == DATA
+
+
+def test_a_place_that_nobody_can_make_is_a_user_error() -> None:
+    with pytest.raises(StorageError, match=r"cannot write '/proc/nowhere/run/x' .*check the path"):
+        Folder("/proc/nowhere/run").write_bytes("x", b"1")
