@@ -59,7 +59,8 @@ def expected_labels(
     """Targets mixed anew: each teacher's part counts as much as it is believed. `[N, C]`, rows sum to 1.
 
     Exact where no two teachers share a label; of one that they share the parts cannot be told apart, it counts by what
-    they are believed together.
+    they are believed together. A teacher that a target leaves out (hard integration, nothing smoothed) has no part in it to
+    bring back: there what is expected is what the target says.
 
     Args:
         mixed_NM: the teachers' weights in the targets; rows sum to 1.

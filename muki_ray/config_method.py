@@ -26,6 +26,8 @@ ScoreName = Literal[
 Layers = Annotated[Literal["all"] | int, BeforeValidator(_as_layers)]
 
 
+# samples that `early_stop` lets every row draw between two looks at what has settled
+SAMPLES_BETWEEN_LOOKS = 4
 # temperature of the weights that scores give (the paper's)
 _TAU = 0.2
 
@@ -44,7 +46,7 @@ class DropoutConfig(Section):
     )
     early_stop: Positive | None = Field(
         default=None,
-        description="per_sample: a row draws no more samples once the standard error of its normalised entropy is below this",
+        description="per_sample: a row draws no more samples once the standard error of its normalised entropy is below this, after every 4",
     )
     seed: int = 0
 
@@ -97,13 +99,12 @@ class MukiMethod(Section):
     )
     dropout: DropoutConfig = DropoutConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _scores_need_a_temperature(cls, content: Any) -> Any:
-        if isinstance(content, dict) and content.get("tau") is None:
-            beliefs = content.get("cotraining", cls.model_fields["cotraining"].default)
-            return content if beliefs else {**content, "tau": _TAU}
-        return content
+    @model_validator(mode="after")
+    def _scores_need_a_temperature(self) -> MukiMethod:
+        # after all fields are read: `n` is a word for false, too
+        if self.tau is None and not self.cotraining:
+            object.__setattr__(self, "tau", _TAU)
+        return self
 
     @model_validator(mode="after")
     def _possible(self) -> MukiMethod:
@@ -111,6 +112,11 @@ class MukiMethod(Section):
             raise ValueError(
                 f"score {self.score!r} needs samples >= 2, got {self.samples}; "
                 "use score: entropy for no dropout"
+            )
+        if self.dropout.early_stop is not None and self.samples <= SAMPLES_BETWEEN_LOOKS:
+            raise ValueError(
+                f"dropout.early_stop ({self.dropout.early_stop:g}) looks at rows after every {SAMPLES_BETWEEN_LOOKS} samples, "
+                f"so with samples {self.samples} it stops none; set samples higher, such as 16, or leave early_stop out"
             )
         return self
 

@@ -79,7 +79,7 @@ def test_minimal_configuration_gets_the_defaults() -> None:
 
 @pytest.mark.parametrize(
     ("method", "tau"),
-    [({}, None), ({"cotraining": False}, 0.2), ({"cotraining": False, "tau": 0.5}, 0.5), ({"tau": 0.5}, 0.5),
+    [({}, None), ({"cotraining": False}, 0.2), ({"cotraining": "n"}, 0.2), ({"cotraining": False, "tau": 0.5}, 0.5), ({"tau": 0.5}, 0.5),
      ({"kind": "paper"}, 0.2), ({"kind": "paper", "cotraining": True}, None)],
 )  # fmt: skip
 def test_scores_have_a_temperature_and_beliefs_need_none(method: Any, tau: float | None) -> None:
@@ -202,6 +202,10 @@ BAD = [
     (
         "method.dropout={masks: per_element, early_stop: 0.1}",
         r"^method\.dropout: early_stop \(0\.1\) works with masks: per_sample only",
+    ),
+    (
+        "method.dropout.early_stop=0.02",
+        r"^method: dropout\.early_stop \(0\.02\) looks .* after every 4 samples, so with samples 4 it stops none",
     ),
     ("method=muka", r"^method: .*'muka'.*'muki', 'paper', 'vanilla_kd', 'uhc', 'dfa', 'cfl', got"),
     ("method={kind: uhc, samples: 4}", r"^method\.samples is not a known setting \(value 4\); check"),

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from muki_ray.config_method import SAMPLES_BETWEEN_LOOKS as GROUP
 from muki_ray.errors import TeacherError
 from muki_ray.teachers.capture import Captured, UncapturableError
 from muki_ray.teachers.capture_cache import capture_once
@@ -34,7 +35,7 @@ from muki_ray.teachers.masks import balanced_masks
 from muki_ray.teachers.program import compile_program
 from muki_ray.teachers.refusals import no_dropout
 from muki_ray.teachers.seeds import derived_seed
-from muki_ray.teachers.settling import GROUP, unsettled
+from muki_ray.teachers.settling import unsettled
 from muki_ray.teachers.sites import Site, find_sites
 
 Layers = int | Literal["all"]

@@ -12,9 +12,6 @@ import math
 
 import torch
 
-# samples drawn between two looks at what has settled
-GROUP = 4
-
 
 def standard_error(logits: torch.Tensor) -> torch.Tensor:
     """Standard error of each row's normalised entropy of the mean prediction, `[B]`.

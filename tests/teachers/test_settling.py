@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from muki_ray.teachers.settling import GROUP, standard_error, unsettled
+from muki_ray.config_method import SAMPLES_BETWEEN_LOOKS as GROUP
+from muki_ray.teachers.settling import standard_error, unsettled
 from tests.teachers.test_dropout import ROWS, engine, run, tokens
 
 
