@@ -78,6 +78,15 @@ class TeacherConfig(Section):
     )
     resources: ActorResources = ActorResources()
 
+    @model_validator(mode="after")
+    def _on_one_device(self) -> TeacherConfig:
+        gpus = self.resources.num_gpus
+        if gpus is not None and self.device == ("cuda" if gpus == 0 else "cpu"):
+            raise ValueError(
+                f"device: {self.device} and resources.num_gpus: {gpus:g} contradict each other; leave one of them out"
+            )
+        return self
+
     @field_validator("name")
     @classmethod
     def _plain(cls, name: str) -> str:

@@ -328,3 +328,19 @@ def user_error(error: BaseException) -> UserError | None:
         queue += [*current.args, getattr(current, "controller_failure", None)]
         queue += getattr(current, "worker_failures", {}).values()
     return None
+
+
+@contextmanager
+def users_errors() -> Iterator[None]:
+    """What Ray raises of a task or actor is, where it is the user's to mend, the plain error: one line.
+
+    Raises:
+        UserError: the one behind a Ray error.
+    """
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        known = user_error(error)
+        if known is not None:
+            raise known from None
+        raise

@@ -207,6 +207,14 @@ BAD = [
         "method.dropout.early_stop=0.02",
         r"^method: dropout\.early_stop \(0\.02\) looks .* after every 4 samples, so with samples 4 it stops none",
     ),
+    (
+        "teachers.0={name: a, model: m, device: cuda, resources: {num_gpus: 0}}",
+        r"^teachers\.0: device: cuda and resources\.num_gpus: 0 contradict each other; leave one of them out",
+    ),
+    (
+        "teachers.0={name: a, model: m, device: cpu, resources: {num_gpus: 0.5}}",
+        r"^teachers\.0: device: cpu and resources\.num_gpus: 0\.5 contradict",
+    ),
     ("method=muka", r"^method: .*'muka'.*'muki', 'paper', 'vanilla_kd', 'uhc', 'dfa', 'cfl', got"),
     ("method={kind: uhc, samples: 4}", r"^method\.samples is not a known setting \(value 4\); check"),
     ("method={kind: vanilla_kd, score: entropy}", r"^method\.score is not a known setting"),

@@ -11,7 +11,16 @@ import pytest
 
 from muki_ray import runtime
 from muki_ray.errors import ConfigError, ResourceError, StudentError, TeacherError, UserError
-from muki_ray.runtime import Cluster, Messenger, connected, heard_here, listening, ray, user_error
+from muki_ray.runtime import (
+    Cluster,
+    Messenger,
+    connected,
+    heard_here,
+    listening,
+    ray,
+    user_error,
+    users_errors,
+)
 
 SENTENCE = "teacher 'x' is broken; mend it"
 
@@ -305,3 +314,17 @@ def test_messages_of_this_process_come_in_order_and_a_failing_handler_stops_noth
             send("step", number)
     assert heard == [0, *range(2, 100)], "all that was sent is heard before the block ends"
     assert "could not be handled" in caplog.text
+
+
+def test_the_users_errors_are_raised_plainly() -> None:
+    behind = ray.exceptions.RayTaskError(
+        "sample", "a\ntraceback", TeacherError(SENTENCE)
+    ).as_instanceof_cause()
+    assert "\n" in str(behind)
+    with pytest.raises(TeacherError) as plain, users_errors():
+        raise behind
+    assert type(plain.value) is TeacherError and str(plain.value) == SENTENCE
+    defect = ray.exceptions.RayTaskError("sample", "a\ntraceback", ValueError("x")).as_instanceof_cause()
+    with pytest.raises(ValueError) as other, users_errors():
+        raise defect
+    assert other.value is defect

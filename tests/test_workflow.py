@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +22,7 @@ from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
 from muki_ray.config import load_config
 from muki_ray.runtime import Cluster, _cluster
+from muki_ray.store import part_name
 from tests import runs, tiny
 
 pytestmark = pytest.mark.heavy
@@ -227,6 +229,18 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
             torch.testing.assert_close(tensor / temperature, calibrated[name])
         else:
             assert torch.equal(tensor, calibrated[name])
+
+
+def test_damaged_evidence_is_one_line(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Met by a task that samples the corpus: what Ray raises of it shows a traceback."""
+    for name in ("corpus", "evidence"):
+        shutil.copytree(job / "run" / name, tmp_path / name)
+    for part in (tmp_path / "evidence").rglob(part_name(0)):
+        part.write_bytes(b"no Parquet")
+    overrides = [f"output={tmp_path}", "method.smoothing=0.2", "tracking.enabled=false"]
+    assert main(["integrate", str(job / "config.yaml"), *overrides]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path}/evidence/") and "is not readable Parquet" in last
 
 
 def test_plan(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from muki_ray.config import ActorResources
+from muki_ray.config import TeacherConfig
 
 Resources = Mapping[str, float]
 
@@ -24,9 +24,11 @@ _CPUS_PER_LIGHT_TASK = 4
 _TYPE = "accelerator_type:"
 
 
-def on_gpu(resources: ActorResources, cluster: Resources) -> bool:
+def on_gpu(teacher: TeacherConfig, cluster: Resources) -> bool:
     """Whether a teacher runs on GPUs: as configured, else wherever the cluster has any."""
-    wanted = resources.num_gpus
+    if teacher.device != "auto":
+        return teacher.device == "cuda"
+    wanted = teacher.resources.num_gpus
     return cluster.get("GPU", 0) > 0 if wanted is None else wanted > 0
 
 

@@ -110,6 +110,23 @@ def plan_waves(
     return [_widened(wave, present, offered, known) for wave in waves]
 
 
+def waiting(pools: Iterable[PoolPlan], nodes: Sequence[Resources]) -> list[str]:
+    """What pools ask for that no node has now, a line each: unless an autoscaler adds it, they wait for ever."""
+    present = less_light_tasks(nodes)
+    there = ", ".join(sorted(accelerator_types(present))) or "none"
+    lines = []
+    for pool in pools:
+        if pool.fits(Room(present), pool.min_actors):
+            continue
+        who = pool.teachers[0] if len(pool.teachers) == 1 else f"{len(pool.teachers)} teachers"
+        gpus = f" and {pool.num_gpus:g} GPUs" if pool.num_gpus else ""
+        kind = f" of type {pool.accelerator_type!r} (there now: {there})" if pool.accelerator_type else ""
+        lines.append(
+            f"{who}: {pool.num_cpus:g} CPUs{gpus}{kind} for each of {pool.min_actors} or more actors"
+        )
+    return lines
+
+
 def _share(
     present: Sequence[Resources], offered: Sequence[Resources], count: int, most: float, gpus: float
 ) -> float:
@@ -126,7 +143,7 @@ def _alone(
 ) -> _Crew:
     """The smallest pool of a teacher: as configured, else an equal share of what is there."""
     wanted = teacher.resources
-    gpu = on_gpu(wanted, reach)
+    gpu = on_gpu(teacher, reach)
     num_gpus = (1.0 if wanted.num_gpus is None else wanted.num_gpus) if gpu else 0.0
     if wanted.num_cpus is not None:
         num_cpus = wanted.num_cpus
@@ -146,10 +163,11 @@ def _alone(
 
 def _by_shape(crews: Iterable[_Crew]) -> list[_Crew]:
     """One crew for all teachers that ask for the same, where the first of them stood."""
-    found: dict[ActorResources, _Crew] = {}
+    found: dict[tuple[ActorResources, float], _Crew] = {}
     for crew in crews:
-        there = found.get(crew.wanted)
-        found[crew.wanted] = crew if there is None else there.joined(crew)
+        shape = crew.wanted, crew.pool.num_gpus  # which also depends on the teacher's device
+        there = found.get(shape)
+        found[shape] = crew if there is None else there.joined(crew)
     return list(found.values())
 
 

@@ -59,6 +59,7 @@ def plan_lines(plan: Plan, space: LabelSpace, devices: Mapping[str, float], may_
     for number, wave in enumerate(plan.waves, start=1):
         turn = f"wave {number}: " if len(plan.waves) > 1 else ""
         yield f"  {turn}{'; '.join(_pool(pool) for pool in wave)}"
+    yield from (f"  waits for nodes that are not there yet: {line}" for line in plan.absent)
     if not plan.waves:
         yield "  nothing to score: all evidence is stored"
     elif cost is not None:

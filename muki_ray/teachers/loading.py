@@ -176,6 +176,13 @@ def load_classifier(
             f"{what}: its weights do not fit the GPU's memory ({line(problem)}); use a larger GPU, device: cpu, "
             "or let fewer teachers share one (resources.num_gpus)"
         ) from problem
+    except (
+        AssertionError,
+        RuntimeError,
+    ) as problem:  # a Torch without CUDA asserts, a GPU without driver raises
+        raise TeacherError(
+            f"{what}: cannot use the device {device!r} ({line(problem)}); use device: cpu or auto"
+        ) from problem
     return LoadedClassifier(
         name,
         model,

@@ -18,14 +18,15 @@ from muki_ray.pipeline import ScoringTask, scoring_task
 from muki_ray.planning import on_gpu
 from muki_ray.progress import say
 from muki_ray.report.plan import plan_lines
-from muki_ray.runtime import Cluster, connected
+from muki_ray.runtime import Cluster, connected, users_errors
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import RunFolder
 from muki_ray.student.export import exported
 from muki_ray.teachers.spec import TeacherSpec
 from muki_ray.tracking import open_tracker
 from muki_ray.workflow.conclude import conclude
-from muki_ray.workflow.learn import reader, train
+from muki_ray.workflow.finished import check_finished
+from muki_ray.workflow.learn import check_room, reader, train
 from muki_ray.workflow.plan import WORTH_MEASURING, Plan, draw_up, measured
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
 from muki_ray.workflow.run import Run, RunResult
@@ -50,17 +51,13 @@ def evaluate(config: IntegrateConfig) -> RunResult:
     Only a test set that is new to the run costs teachers' time.
 
     Raises:
-        UserError: there is no test set, or no finished student.
+        UserError: there is no test set, no finished student, or one that was made with other settings.
     """
     if config.corpus.test is None:
         raise ConfigError(
             "evaluation needs a labelled test set; add corpus.test: {path: ..., text: ..., label: ...}"
         )
-    student = RunFolder(locations.absolute(config.output)).student
-    if exported(student) is None:
-        raise ConfigError(
-            f"no finished student at {student.shown!r}; run integrate with this configuration first"
-        )
+    check_finished(config, RunFolder(locations.absolute(config.output)).student)
     return _execute(config, may_train=False)
 
 
@@ -83,7 +80,9 @@ def plan(config: IntegrateConfig) -> PlanResult:
     config = settled(config)
     specs, space, _ = inspect_all(config)
     corpora = read_corpora(config, RunFolder(config.output), space)
-    with connected() as cluster:
+    with connected() as cluster, users_errors():
+        if exported(RunFolder(config.output).student) is None:
+            check_room(config.training, RunFolder(config.output), cluster)
         drawn = measured(draw_up(config, _tasks(config, specs, corpora, cluster), cluster))
         return PlanResult(drawn, "\n".join(_lines(drawn, space, cluster)))
 
@@ -92,7 +91,7 @@ def _tasks(
     config: IntegrateConfig, specs: Sequence[TeacherSpec], corpora: Sequence[Corpus], cluster: Cluster
 ) -> list[ScoringTask]:
     resolved = [
-        spec.resolved(on_gpu(teacher.resources, cluster.reach))
+        spec.resolved(on_gpu(teacher, cluster.reach))
         for spec, teacher in zip(specs, config.teachers, strict=True)
     ]
     return [scoring_task(spec, config.method, corpora, RunFolder(config.output)) for spec in resolved]
@@ -112,7 +111,7 @@ def _execute(config: IntegrateConfig, may_train: bool) -> RunResult:
     try:
         run = Run(config, folder, specs, space, student, corpora, tracker)
         _record_inputs(run)
-        with connected() as cluster:
+        with connected() as cluster, users_errors():
             result = _stages(run, cluster, may_train)
         tracker.finish("FINISHED")
     except BaseException as error:
@@ -134,6 +133,8 @@ def _record_inputs(run: Run) -> None:
 
 def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     config = run.config
+    if may_train and exported(run.folder.student) is None:
+        check_room(config.training, run.folder, cluster)
     tasks = _tasks(config, run.specs, run.corpora, cluster)
     streaming = together(run, tasks, cluster) if may_train else None
     drawn = streaming.plan if streaming else draw_up(config, tasks, cluster)

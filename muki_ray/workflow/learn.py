@@ -8,9 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 from muki_ray import filesystem as locations
+from muki_ray.config import TrainingConfig
+from muki_ray.errors import ResourceError
+from muki_ray.planning.nodes import Room
 from muki_ray.progress import Progress, say
 from muki_ray.runtime import Cluster, heard_here, listening
-from muki_ray.store import Folder
+from muki_ray.store import Folder, RunFolder
 from muki_ray.student.data import Supervision, plan_split
 from muki_ray.student.export import export, exported
 from muki_ray.student.here import train_here
@@ -96,13 +99,29 @@ def _beginning(spec: StudentSpec, student: Folder) -> str:
     return f"training: starts from the base model, for there is no finished student in {student.shown} yet"
 
 
-def trains_here(run: Run, cluster: Cluster) -> bool:
+def check_room(training: TrainingConfig, folder: RunFolder, cluster: Cluster) -> None:
+    """That the student's workers find a place, before teachers take hours to score for it.
+
+    Raises:
+        ResourceError: they do not, and no autoscaler may add what they need.
+    """
+    cpus, gpus = worker_cpus(training, cluster.reach, cluster.places)
+    known = bool(cluster.may_add) or not cluster.may_grow
+    asked = 0.0 if trains_here(training, folder, cluster) else cpus  # this process asks Ray for no CPUs
+    room = Room(cluster.places or (cluster.reach,))
+    if known and not room.take(training.num_workers, asked, gpus, training.accelerator_type):
+        kind = f" of type {training.accelerator_type!r}" if training.accelerator_type else ""
+        raise ResourceError(
+            f"training asks for {training.num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs{kind} each, which do not "
+            f"fit the {cluster.reach.get('CPU', 0):g} CPUs and {cluster.reach.get('GPU', 0):g} GPUs that there are or may "
+            "come; lower training.num_workers, num_cpus or num_gpus, or use a larger cluster"
+        )
+
+
+def trains_here(training: TrainingConfig, folder: RunFolder, cluster: Cluster) -> bool:
     """Whether the student trains in this process: there is one worker, on a machine of its own."""
-    training = run.config.training
     _, gpus = worker_cpus(training, cluster.reach, cluster.places)
-    return (
-        training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(run.folder.checkpoints)
-    )
+    return training.num_workers == 1 and cluster.is_here(gpus) and not locations.scheme(folder.checkpoints)
 
 
 def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster, beside: Callable[[], str]) -> Trained:
@@ -140,7 +159,7 @@ def _watched(run: Run, job: TrainingJob, name: str, cluster: Cluster, beside: Ca
 
         _, gpus = worker_cpus(training, cluster.reach, cluster.places)
         storage = run.folder.checkpoints
-        if trains_here(run, cluster):
+        if trains_here(training, run.folder, cluster):
             with heard_here(handle) as send:
                 return train_here(job, name, storage, send, cuda=gpus > 0)
         with listening(handle) as messenger:

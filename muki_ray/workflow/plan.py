@@ -14,7 +14,7 @@ import numpy as np
 from muki_ray.config import IntegrateConfig
 from muki_ray.corpus import Corpus
 from muki_ray.pipeline import ScoringTask, turns
-from muki_ray.planning import PoolPlan, plan_waves
+from muki_ray.planning import PoolPlan, plan_waves, waiting
 from muki_ray.planning.estimate import Estimate, Pace, estimate
 from muki_ray.probe import Crew, probe
 from muki_ray.runtime import Cluster
@@ -34,6 +34,7 @@ class Plan:
         waves: pools of those that have something to score.
         to_score, stored: rows by teacher, over all corpora; what is stored costs nothing.
         loads: times that an actor turns to a teacher.
+        absent: what pools ask for that no node has yet, for people.
         paces: by teacher, once measured; None for one that found no place to be measured at.
     """
 
@@ -42,6 +43,7 @@ class Plan:
     to_score: dict[str, int]
     stored: dict[str, int]
     loads: dict[str, int]
+    absent: tuple[str, ...] = ()
     paces: dict[str, Pace | None] = field(default_factory=dict)
 
     @property
@@ -78,7 +80,9 @@ def draw_up(config: IntegrateConfig, tasks: Sequence[ScoringTask], cluster: Clus
             own = sum(item["teacher"] == name for item in items)
             loads[name] = own if len(pool.teachers) > 1 else min(pool.initial_actors, own)
     stored = {name: rows - missing for name, missing in to_score.items()}
-    return Plan(tuple(tasks), waves, to_score, stored, loads)
+    pools = [pool for wave in waves for pool in wave]
+    absent = tuple(waiting(pools, cluster.nodes or (cluster.resources,)))
+    return Plan(tuple(tasks), waves, to_score, stored, loads, absent)
 
 
 def measured(plan: Plan) -> Plan:

@@ -64,7 +64,7 @@ def together(run: Run, tasks: Sequence[ScoringTask], cluster: Cluster) -> Togeth
         return None
     if not plan.waves or integration(run, plan).folder.manifest() is not None:
         return None  # the corpus is scored
-    here = trains_here(run, cluster)
+    here = trains_here(config.training, run.folder, cluster)
     cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
     if config.training.num_cpus is None:
         cpus = max(1.0, float(int(cpus / 2)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from muki_ray.config import ActorResources, TeacherConfig
 from muki_ray.errors import ResourceError
-from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, equal_share, light_tasks, on_gpu, plan_waves
+from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, equal_share, light_tasks, on_gpu, plan_waves, waiting
 
 
 def teacher(name: str, **resources: Any) -> TeacherConfig:
@@ -144,7 +144,40 @@ def test_gpu_and_cpu_teachers_share_a_wave() -> None:
     ],
 )
 def test_on_gpu(wanted: float | None, cluster: dict[str, float], expected: bool) -> None:
-    assert on_gpu(ActorResources(num_gpus=wanted), cluster) is expected
+    assert on_gpu(teacher("a", num_gpus=wanted), cluster) is expected
+
+
+def test_a_device_decides() -> None:
+    """Whatever the cluster has: on the CPU no GPU is taken, and `cuda` waits for one."""
+    on_cpu, on_cuda = (TeacherConfig(name=d, model="m", device=d) for d in ("cpu", "cuda"))
+    (wave,) = plan_waves([on_cpu, teacher("auto")], {"CPU": 16, "GPU": 1}, may_grow=False)
+    assert [(pool.teachers, pool.num_gpus) for pool in wave] == [(("cpu",), 0.0), (("auto",), 1.0)]
+    assert wave[0].num_cpus > 1
+    with pytest.raises(
+        ResourceError, match=r"^teacher 'cuda' asks for .* and 1 GPUs, but this machine offers .* and 0 "
+    ):
+        plan_waves([on_cuda], {"CPU": 8}, may_grow=False)
+    ((pool,),) = plan_waves([on_cuda], {"CPU": 8}, may_grow=True)
+    assert pool.num_gpus == 1.0
+
+
+def test_teachers_of_different_devices_share_no_pool() -> None:
+    mixed = [TeacherConfig(name=f"t{i}", model="m", device=("cpu", "auto")[i % 2]) for i in range(8)]
+    waves = plan_waves(mixed, {"CPU": 2, "GPU": 1}, may_grow=False)
+    found = {pool.teachers: pool.num_gpus for wave in waves for pool in wave}
+    for members, gpus in found.items():
+        assert {int(name[1:]) % 2 for name in members} == {int(gpus)}
+    assert sorted(name for members in found for name in members) == [f"t{i}" for i in range(8)]
+
+
+def test_who_waits_for_nodes() -> None:
+    wanted = [teacher("a", num_gpus=1, accelerator_type="a100"), teacher("b", num_gpus=0)]
+    pools = [pool for wave in plan_waves(wanted, _A100, may_grow=True, nodes=[_A100]) for pool in wave]
+    (line,) = waiting(pools, [_A100])
+    assert line.startswith(
+        "a: 1 CPUs and 1 GPUs of type 'a100' (there now: A100) for each of 1 or more actors"
+    )
+    assert waiting(pools, [_A100, {"CPU": 4.0, "GPU": 1.0, "accelerator_type:a100": 1.0}]) == []
 
 
 # -- what the configuration says -------------------------------------------------------------------------

@@ -56,6 +56,10 @@ def test_before_anything_is_measured() -> None:
     ]
 
 
+def test_what_is_waited_for() -> None:
+    assert "  waits for nodes that are not there yet: t1: 1 CPUs" in lines(plan(absent=("t1: 1 CPUs",)))
+
+
 def test_measured() -> None:
     drawn = plan(paces={"t1": Pace(5.0, 10.0, 2.0, 812.4)})
     found = lines(drawn, devices={"CPU": 8.0, "GPU": 1.0}, may_add=3)
