@@ -62,7 +62,8 @@ class TeacherConfig(Section):
     model: ModelName = Field(description="hub id, folder or URI")
     revision: str | None = None
     labels: dict[str, str] | None = Field(
-        default=None, description="rename labels: {name in the model: name in the union}"
+        default=None,
+        description="rename labels: {name in the model: name in the union}; names that are only numbers, or LABEL_0, must be in it",
     )
     merge_labels: bool = Field(default=False, description="allow two labels of this teacher to become one")
     max_length: Count | None = Field(
