@@ -131,7 +131,7 @@ def shown(value: Any) -> str:
 
 
 def _where(loc: tuple[int | str, ...]) -> str:
-    """Dotted key as users write it, without the tag of a union and the mark of a key that pydantic adds."""
+    """Dotted key as users write it, without the tag of a union that pydantic adds."""
     tagged = len(loc) > 1 and loc[0] == "method"
-    parts = [part for i, part in enumerate(loc) if not (tagged and i == 1) and part != "[key]"]
+    parts = [part for i, part in enumerate(loc) if not (tagged and i == 1)]
     return ".".join(map(str, parts)) or "configuration"

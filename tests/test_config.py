@@ -157,6 +157,12 @@ def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
     assert parsed("training.learning_rate=5e-5").training.learning_rate == 5e-5
 
 
+def test_labels_may_be_numbers_where_they_are_text() -> None:
+    assert parsed('teachers.0.labels={"0": "1", "1": "1"}').teachers[0].labels == {"0": "1", "1": "1"}
+    assert parsed("teachers.0.labels.0=neg").teachers[0].labels == {"0": "neg"}
+    assert parsed("teachers.0.labels=null").teachers[0].labels is None
+
+
 # -- what is refused: key and value, and a message with place, value and remedy --------------------------
 
 BAD = [
@@ -176,7 +182,24 @@ BAD = [
     ("teachers.0.max_length=0", r"^teachers\.0\.max_length: .*greater than or equal to 1, got 0$"),
     ("teachers.0.labels={LABEL_0: 3}", r"^teachers\.0\.labels\.LABEL_0: .*valid string, got 3$"),
     ("teachers.0.labels={paper: 3}", r"^teachers\.0\.labels\.paper: .*valid string, got 3$"),
-    ("teachers.0.labels={0: neg}", r"^teachers\.0\.labels\.0: .*valid string, got 0$"),
+    (
+        "teachers.0.labels={0: neg, 1: pos}",
+        r"^teachers\.0\.labels: keys are the model's own label names, as text, such as {LABEL_0: neg}; got the key 0; quote",
+    ),
+    (
+        "teachers.0.labels={a: b, yes: no}",
+        r"^teachers\.0\.labels: keys are .*; got the key True; quote it if",
+    ),
+    ("teachers.0.labels=[x, y]", r"^teachers\.0\.labels: .*such as {LABEL_0: neg}, got \['x', 'y'\]$"),
+    ("teachers.0.labels=x", r"^teachers\.0\.labels: must be a mapping such as {LABEL_0: neg}, got 'x'$"),
+    (
+        "corpus.test={path: t, compare: {1: m}}",
+        r"^corpus\.test\.compare: keys are names .*; got the key 1; quote",
+    ),
+    (
+        "corpus.test={path: t, compare: m}",
+        r"^corpus\.test\.compare: .*such as {old: org/old-model}, got 'm'$",
+    ),
     ("teachers.0.resources={min_actors: 4, max_actors: 2}", r"max_actors \(2\) is below min_actors \(4\)$"),
     ("teachers.0.resources.num_cpus=0", r"num_cpus: .*greater than 0, got 0$"),
     ("teachers.0.resources.num_gpus=-1", r"num_gpus: .*greater than or equal to 0, got -1$"),
