@@ -108,12 +108,16 @@ def first_problem(error: ValidationError) -> str:
     """One line for the first validation problem: where, the value received and the remedy."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = _where(first["loc"])
-    kind = first["type"]
+    loc, kind = first["loc"], first["type"]
+    where = _where(loc)
     if kind == "missing":
         text = f"{where} is missing; add it"
     elif kind == "extra_forbidden":
-        text = f"{where} is not a known setting (value {shown(first['input'])}); check the spelling"
+        value = shown(first["input"])
+        if _is_tagged(loc) and len(loc) == 3:  # other kinds may have it
+            text = f"{where} is not a setting of {loc[0]} {loc[1]} (value {value}); check the spelling and the kind"
+        else:
+            text = f"{where} is not a known setting (value {value}); check the spelling"
     elif kind == "value_error":
         text = f"{where}: {first['ctx']['error']}"
     elif kind in ("model_type", "model_attributes_type"):
@@ -132,6 +136,10 @@ def shown(value: Any) -> str:
 
 def _where(loc: tuple[int | str, ...]) -> str:
     """Dotted key as users write it, without the tag of a union that pydantic adds."""
-    tagged = len(loc) > 1 and loc[0] == "method"
-    parts = [part for i, part in enumerate(loc) if not (tagged and i == 1)]
+    parts = [loc[0], *loc[2:]] if _is_tagged(loc) else loc
     return ".".join(map(str, parts)) or "configuration"
+
+
+def _is_tagged(loc: tuple[int | str, ...]) -> bool:
+    """Whether the second part is the kind of a union's member, which no user wrote there."""
+    return len(loc) > 1 and loc[0] == "method"
