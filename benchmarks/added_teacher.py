@@ -47,7 +47,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both runs."""
     base = workload.encoder(None if options.model == "minilm" else options.model)
     teachers = [
-        {"name": f"t{m}", "model": str(workload.classifier(base, [f"label{m}", f"label{m + 1}"], m))}
+        {"name": f"t{m}", "model": str(workload.classifier(base, [f"topic{m}", f"topic{m + 1}"], m))}
         for m in range(_FIRST + 1)
     ]
     with tempfile.TemporaryDirectory() as scratch:

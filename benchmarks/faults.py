@@ -166,7 +166,7 @@ def measure(seed: int) -> dict[str, Any]:
         root = Path(name)
         toys.corpus(root / "corpus.parquet", SHARDS * Run.shard_rows)
         for m in range(TEACHERS):
-            toys.classifier(root / f"teacher{m}", [f"label{2 * m + i}" for i in range(3)], seed=m)
+            toys.classifier(root / f"teacher{m}", [f"topic{2 * m + i}" for i in range(3)], seed=m)
         say("undisturbed")
         alone = Run("undisturbed", root, str(root / "undisturbed"), pause=0.0)
         alone.start("local")

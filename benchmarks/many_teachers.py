@@ -33,7 +33,7 @@ def prepare(scratch: Path, teachers: int, rows: int) -> Path:
     entries = []
     for m in range(teachers):
         first = m * (_LABELS - 1)
-        labels = [f"label{first + i}" for i in range(_LABELS)]
+        labels = [f"topic{first + i}" for i in range(_LABELS)]
         toys.classifier(scratch / f"teacher{m}", labels, seed=m)
         entries.append({"name": f"t{m}", "model": str(scratch / f"teacher{m}")})
     config = {

@@ -21,7 +21,7 @@ from pydantic import (
     model_validator,
 )
 
-from muki_ray.config_input import first_problem, override, read_yaml
+from muki_ray.config_input import first_problem, override, read_yaml, shown
 from muki_ray.config_method import (
     CflMethod,
     Method,
@@ -55,14 +55,35 @@ class ActorResources(Section):
         return self
 
 
+def _keyed_by(names: str, example: str) -> BeforeValidator:
+    """A check that a value maps text; pydantic would name a wrong key as if its value were wrong."""
+
+    def check(value: Any) -> Any:
+        if not isinstance(value, dict):
+            raise ValueError(f"must be a mapping such as {example}, got {shown(value)}")
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(
+                    f"keys are {names}, as text, such as {example}; got the key {shown(key)}; quote it if it is one"
+                )
+        return value
+
+    return BeforeValidator(check)
+
+
+Renamed = Annotated[dict[str, str], _keyed_by("the model's own label names", "{LABEL_0: neg}")]
+Classifiers = Annotated[dict[str, str], _keyed_by("names for the classifiers", "{old: org/old-model}")]
+
+
 class TeacherConfig(Section):
     """A fine-tuned sequence classifier."""
 
     name: str = Field(description="how logs, metrics and pictures call it")
     model: ModelName = Field(description="hub id, folder or URI")
     revision: str | None = None
-    labels: dict[str, str] | None = Field(
-        default=None, description="rename labels: {name in the model: name in the union}"
+    labels: Renamed | None = Field(
+        default=None,
+        description="rename labels: {name in the model: name in the union}; names that are only numbers, or LABEL_0, must be in it",
     )
     merge_labels: bool = Field(default=False, description="allow two labels of this teacher to become one")
     max_length: Count | None = Field(
@@ -139,7 +160,7 @@ class TestConfig(TextSource):
     __test__ = False  # not a pytest class
     split: str = Field(default="test", description="split of a Hugging Face data set")
     label: str = Field(default="label", description="column with label names of the union")
-    compare: dict[str, str] = Field(
+    compare: Classifiers = Field(
         default_factory=dict,
         description="further classifiers to evaluate on the test set: {name: folder or hub id}",
     )

@@ -5,13 +5,15 @@ Knows YAML and the shape of pydantic's errors; does not know which settings exis
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from muki_ray.config_section import NO_MAPPING
 from muki_ray.errors import ConfigError
 from muki_ray.uris import clean
 
@@ -108,20 +110,39 @@ def first_problem(error: ValidationError) -> str:
     """One line for the first validation problem: where, the value received and the remedy."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    where = _where(first["loc"])
-    kind = first["type"]
+    loc, kind = first["loc"], first["type"]
+    where = _where(loc)
     if kind == "missing":
         text = f"{where} is missing; add it"
     elif kind == "extra_forbidden":
-        text = f"{where} is not a known setting (value {shown(first['input'])}); check the spelling"
+        value = shown(first["input"])
+        if _is_tagged(loc) and len(loc) == 3:  # other kinds may have it
+            text = f"{where} is not a setting of {loc[0]} {loc[1]} (value {value}); check the spelling and the kind"
+        else:
+            text = f"{where} is not a known setting (value {value}); check the spelling"
     elif kind == "value_error":
         text = f"{where}: {first['ctx']['error']}"
+    elif kind == NO_MAPPING:
+        form = _form(first["ctx"]["required"], first["input"])
+        key = "" if isinstance(loc[-1], int) else f"{loc[-1]}: "
+        text = f"{where} must be a mapping of settings, got {shown(first['input'])}; write {key}{form}"
     elif kind in ("model_type", "model_attributes_type"):
         text = f"{where} must be a mapping of settings, got {shown(first['input'])}"
     else:
         text = f"{where}: {first['msg']}, got {shown(first['input'])}"
     more = len(problems) - 1
     return text + (f" (and {more} more problem{'s' if more > 1 else ''})" if more else "")
+
+
+def _form(required: Sequence[str], value: Any) -> str:
+    """A mapping in YAML of the settings that are required; a text is taken for the last of them."""
+    content = {name: f"<{name}>" for name in required}
+    if isinstance(value, str) and 0 < len(value) <= _LONGEST_VALUE:
+        content[required[-1]] = clean(value)
+    form = yaml.safe_dump(
+        content, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf
+    )
+    return str(form).strip()
 
 
 def shown(value: Any) -> str:
@@ -131,7 +152,11 @@ def shown(value: Any) -> str:
 
 
 def _where(loc: tuple[int | str, ...]) -> str:
-    """Dotted key as users write it, without the tag of a union and the mark of a key that pydantic adds."""
-    tagged = len(loc) > 1 and loc[0] == "method"
-    parts = [part for i, part in enumerate(loc) if not (tagged and i == 1) and part != "[key]"]
+    """Dotted key as users write it, without the tag of a union that pydantic adds."""
+    parts = [loc[0], *loc[2:]] if _is_tagged(loc) else loc
     return ".".join(map(str, parts)) or "configuration"
+
+
+def _is_tagged(loc: tuple[int | str, ...]) -> bool:
+    """Whether the second part is the kind of a union's member, which no user wrote there."""
+    return len(loc) > 1 and loc[0] == "method"

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+# type of the error that some other value stands for a section; its context has `required`, names of settings
+NO_MAPPING = "no_mapping"
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -39,6 +43,15 @@ class Section(BaseModel):
     """A part of the configuration: unknown keys are refused, values do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping(cls, content: Any) -> Any:
+        """What stands where a mapping must is most likely the value of the last setting that is required."""
+        required = [name for name, field in cls.model_fields.items() if field.is_required()]
+        if isinstance(content, dict | BaseModel) or not required:
+            return content
+        raise PydanticCustomError(NO_MAPPING, "must be a mapping of settings", {"required": required})
 
     @model_validator(mode="before")
     @classmethod

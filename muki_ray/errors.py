@@ -39,7 +39,7 @@ class StudentError(UserError):
 
 
 class StoreError(UserError):
-    """A folder of the run disagrees with its own manifest, or is in use by another run."""
+    """A folder of the run disagrees with its own manifest."""
 
 
 class StorageError(StoreError, OSError):

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from muki_ray.errors import LabelError
 
-_UNNAMED = re.compile(r"^LABEL_\d+$")
+# what tools write where nobody named the labels: positions, with or without a word
+_UNNAMED = re.compile(r"(label|class)?[ _-]?\d+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def teacher_labels(
         merge: allow several labels of this teacher to become one.
 
     Raises:
-        LabelError: fewer than two labels; positions not 0..C_m-1; unnamed labels (`LABEL_0`) that no map
-            names; a map entry that names no label; two labels that become one without `merge`.
+        LabelError: fewer than two labels; positions not 0..C_m-1; unnamed labels (`LABEL_0`, `0`, `class 0`)
+            that `rename` does not name (to itself is a name, too); a map entry that names no label; two labels
+            that become one without `merge`.
     """
     rename = dict(rename or {})
     if len(id2label) < 2:
@@ -103,11 +105,13 @@ def teacher_labels(
             f"{_short(own)}; use the model's own names"
         )
     names = [rename.get(name, name).strip() for name in own]
-    unnamed = [name for name in names if _UNNAMED.match(name)]
+    unnamed = [name for name in own if name not in rename and _UNNAMED.fullmatch(name.strip())]
     if unnamed:
+        key = unnamed[0] if unnamed[0].isidentifier() else f'"{unnamed[0]}"'  # a bare 0 is no text in YAML
         raise LabelError(
             f"teacher {teacher!r} has unnamed labels ({unnamed[0]}): joining by name would be wrong; "
-            f"give them names with labels: {{{unnamed[0]}: <name>, ...}}"
+            f"give them names with labels: {{{key}: <name>, ...}}; what is a name already, such as a number of stars, "
+            f'is mapped to itself: {{{key}: "{unnamed[0]}", ...}}'
         )
     if not all(names):
         raise LabelError(f"teacher {teacher!r} has an empty label name; name it with `labels`")

@@ -33,11 +33,14 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # noq
 
 from muki_ray.errors import ResourceError, UserError  # noqa: E402
 from muki_ray.planning import total  # noqa: E402
+from muki_ray.uris import scheme  # noqa: E402
 
 _log = logging.getLogger("muki_ray")
 
 # of one group: more nodes than this change no plan
 _MOST_ADDED = 1000
+_OWN_ADDRESS = "on a node, set RAY_ADDRESS to the cluster's own address, such as host:6379"
+_NO_CLIENT = f"under which Ray Data does not run; {_OWN_ADDRESS}, or go through `ray job submit`"
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,12 @@ def connected() -> Iterator[Cluster]:
     `ray start` left on this machine; else starts one here and ends it afterwards.
 
     Raises:
-        ResourceError: `RAY_ADDRESS` names a cluster that does not answer.
+        ResourceError: `RAY_ADDRESS` names no cluster, or one that does not answer; it cannot be joined; none can be
+            started here; the process is joined by Ray's client, under which Ray Data does not run.
     """
     if ray.is_initialized():
+        if ray.util.client.ray.is_connected():
+            raise ResourceError(f"this process uses Ray's client, {_NO_CLIENT}")
         yield _cluster(may_grow=True)
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
@@ -136,12 +142,38 @@ def connected() -> Iterator[Cluster]:
         # asked for by every cluster started later on this machine
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
         options |= {"include_dashboard": False}
-    with _muffled():
-        ray.init(address=address or "local", **options)
+    _start(address, options)
     try:
         yield _cluster(may_grow=address is not None)
     finally:
         ray.shutdown()
+
+
+def _start(address: str | None, options: Mapping[str, Any]) -> None:
+    """Join the cluster at an address, or start one here (None).
+
+    Raises:
+        ResourceError: Ray cannot.
+    """
+    if address:
+        what, remedy = (
+            f"cannot join the Ray cluster at {address}",
+            "check that cluster, or set RAY_ADDRESS=local to start one here",
+        )
+    else:
+        what, remedy = "cannot start Ray here", "free memory, disk or ports, or join a cluster by RAY_ADDRESS"
+    try:
+        with _muffled():
+            ray.init(address=address or "local", **options)
+    except ray.exceptions.AuthenticationError as error:  # its own text is a paragraph
+        mode = os.environ.get("RAY_AUTH_MODE", "")
+        raise ResourceError(
+            f"{what}: {error.message} (RAY_AUTH_MODE={mode!r}); give its token by RAY_AUTH_TOKEN or ~/.ray/auth_token, "
+            "or set RAY_AUTH_MODE as the cluster has it"
+        ) from error
+    # what `ray.init` raises where address, network, disk or versions are at fault
+    except (ValueError, RuntimeError, OSError, ray.exceptions.RayError) as error:
+        raise ResourceError(f"{what}: {str(error) or type(error).__name__}; {remedy}") from error
 
 
 @contextmanager
@@ -170,7 +202,14 @@ def _standing_address() -> str | None:
     if named == "local":
         return None
     if named not in ("", "auto"):
-        if "://" not in named and not _answers(named):
+        if scheme(named) in ("http", "https"):
+            raise ResourceError(
+                f"RAY_ADDRESS={named!r} is an address of the jobs API, which `ray job submit` takes by "
+                f"RAY_API_SERVER_ADDRESS or --address; {_OWN_ADDRESS}, or unset it"
+            )
+        if scheme(named):
+            raise ResourceError(f"RAY_ADDRESS={named!r} is for Ray's client, {_NO_CLIENT}")
+        if not _answers(named):
             raise ResourceError(
                 f"no Ray cluster answers at RAY_ADDRESS={named!r}; start one or unset RAY_ADDRESS"
             )

@@ -238,3 +238,16 @@ def test_evaluate_before_integrate(
     path.write_text(yaml.safe_dump(good))
     assert main(["evaluate", str(path)]) == 2
     assert "no finished student" in capsys.readouterr().err
+
+
+def test_an_address_that_is_no_clusters(
+    good: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("muki_ray.runtime.ray.is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:8265")
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(good))
+    assert main(["plan", str(path)]) == 2
+    captured = capsys.readouterr().err
+    assert "error: RAY_ADDRESS='http://127.0.0.1:8265' is an address of the jobs API" in captured
+    assert "Traceback" not in captured

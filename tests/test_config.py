@@ -157,6 +157,12 @@ def test_exponents_without_a_dot_are_numbers(tmp_path: Path) -> None:
     assert parsed("training.learning_rate=5e-5").training.learning_rate == 5e-5
 
 
+def test_labels_may_be_numbers_where_they_are_text() -> None:
+    assert parsed('teachers.0.labels={"0": "1", "1": "1"}').teachers[0].labels == {"0": "1", "1": "1"}
+    assert parsed("teachers.0.labels.0=neg").teachers[0].labels == {"0": "neg"}
+    assert parsed("teachers.0.labels=null").teachers[0].labels is None
+
+
 # -- what is refused: key and value, and a message with place, value and remedy --------------------------
 
 BAD = [
@@ -164,7 +170,21 @@ BAD = [
     ("training.epoch=3", r"^training\.epoch is not a known setting \(value 3\); check the spelling$"),
     ("teachers=[]", r"^teachers: .*at least 1 item.* got \[\]$"),
     ("teachers=3", r"^teachers: .*valid list, got 3$"),
-    ("teachers.0=news", r"^teachers\.0 must be a mapping of settings, got 'news'$"),
+    (
+        "teachers.0=org/news",
+        r"^teachers\.0 must be a mapping of settings, got 'org/news'; write {name: <name>, model: org/news}$",
+    ),
+    (
+        "corpus=d/ok.parquet",
+        r"^corpus must be a mapping of settings, got 'd/ok\.parquet'; write corpus: {path: d/ok\.parquet}$",
+    ),
+    ("corpus='*.csv'", r"^corpus must be .*, got '\*\.csv'; write corpus: {path: '\*\.csv'}$"),
+    ("corpus=s3://key:secret@b/c", r"^corpus must be .* 's3://b/c'; write corpus: {path: 's3://b/c'}$"),
+    ("corpus=[a, b]", r"^corpus must be .*, got \['a', 'b'\]; write corpus: {path: <path>}$"),
+    ("corpus={path: x, test: t.csv}", r"^corpus\.test must be .*; write test: {path: t\.csv}$"),
+    ("student=org/base", r"^student must be .*, got 'org/base'; write student: {model: org/base}$"),
+    ("student=null", r"^student must be .*, got None; write student: {model: <model>}$"),
+    ("training=3", r"^training must be a mapping of settings, got 3$"),
     ("teachers=[{name: a}]", r"^teachers\.0\.model is missing; add it$"),
     ("teachers=[{name: a, model: x}, {name: a, model: y}]", r"names must differ, got 'a' more than once$"),
     ("teachers.0.name=a b", r"^teachers\.0\.name: .*'a b' must be 1-64 letters, digits"),
@@ -176,7 +196,24 @@ BAD = [
     ("teachers.0.max_length=0", r"^teachers\.0\.max_length: .*greater than or equal to 1, got 0$"),
     ("teachers.0.labels={LABEL_0: 3}", r"^teachers\.0\.labels\.LABEL_0: .*valid string, got 3$"),
     ("teachers.0.labels={paper: 3}", r"^teachers\.0\.labels\.paper: .*valid string, got 3$"),
-    ("teachers.0.labels={0: neg}", r"^teachers\.0\.labels\.0: .*valid string, got 0$"),
+    (
+        "teachers.0.labels={0: neg, 1: pos}",
+        r"^teachers\.0\.labels: keys are the model's own label names, as text, such as {LABEL_0: neg}; got the key 0; quote",
+    ),
+    (
+        "teachers.0.labels={a: b, yes: no}",
+        r"^teachers\.0\.labels: keys are .*; got the key True; quote it if",
+    ),
+    ("teachers.0.labels=[x, y]", r"^teachers\.0\.labels: .*such as {LABEL_0: neg}, got \['x', 'y'\]$"),
+    ("teachers.0.labels=x", r"^teachers\.0\.labels: must be a mapping such as {LABEL_0: neg}, got 'x'$"),
+    (
+        "corpus.test={path: t, compare: {1: m}}",
+        r"^corpus\.test\.compare: keys are names .*; got the key 1; quote",
+    ),
+    (
+        "corpus.test={path: t, compare: m}",
+        r"^corpus\.test\.compare: .*such as {old: org/old-model}, got 'm'$",
+    ),
     ("teachers.0.resources={min_actors: 4, max_actors: 2}", r"max_actors \(2\) is below min_actors \(4\)$"),
     ("teachers.0.resources.num_cpus=0", r"num_cpus: .*greater than 0, got 0$"),
     ("teachers.0.resources.num_gpus=-1", r"num_gpus: .*greater than or equal to 0, got -1$"),
@@ -216,10 +253,21 @@ BAD = [
         r"^teachers\.0: device: cpu and resources\.num_gpus: 0\.5 contradict",
     ),
     ("method=muka", r"^method: .*'muka'.*'muki', 'paper', 'vanilla_kd', 'uhc', 'dfa', 'cfl', got"),
-    ("method={kind: uhc, samples: 4}", r"^method\.samples is not a known setting \(value 4\); check"),
-    ("method={kind: vanilla_kd, score: entropy}", r"^method\.score is not a known setting"),
-    ("method={kind: uhc, head_learning_rate: 0.1}", r"^method\.head_learning_rate is not a known setting"),
-    ("method={kind: dfa, width: 8}", r"^method\.width is not a known setting"),
+    (
+        "method={kind: uhc, samples: 4}",
+        r"^method\.samples is not a setting of method uhc \(value 4\); check the spelling and the kind$",
+    ),
+    ("method={kind: vanilla_kd, score: entropy}", r"^method\.score is not a setting of method vanilla_kd"),
+    (
+        "method={kind: uhc, head_learning_rate: 1}",
+        r"^method\.head_learning_rate is not a setting of method uhc",
+    ),
+    ("method={kind: dfa, width: 8}", r"^method\.width is not a setting of method dfa"),
+    ("method.tauu=1", r"^method\.tauu is not a setting of method muki \(value 1\)"),
+    (
+        "method.dropout.tau=1",
+        r"^method\.dropout\.tau is not a known setting \(value 1\); check the spelling$",
+    ),
     ("method={kind: cfl, width: 0}", r"^method\.width: .*greater than or equal to 1, got 0$"),
     ("method={kind: vanilla_kd, temperature: 0}", r"^method\.temperature: .*greater than 0, got 0$"),
     ("method={kind: dfa, head_learning_rate: -1}", r"^method\.head_learning_rate: .*greater than 0, got -1$"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +54,37 @@ def test_unnamed_labels_can_be_named() -> None:
     assert teacher_labels("t", {0: "LABEL_0", 1: "LABEL_1"}, names).names == ("neg", "pos")
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["0", "10", "-1", "label_0", "LABEL 0", "Label0", "label-0", "class_0", "CLASS 3", "class12", " 1 ", "LABEL_1"],
+)  # fmt: skip
+def test_positions_for_names_are_names_only_where_the_user_says_so(name: str) -> None:
+    own = {0: "good", 1: name}
+    with pytest.raises(LabelError, match=rf"'t' has unnamed labels \({name}\)"):
+        teacher_labels("t", own)
+    with pytest.raises(LabelError, match=rf"unnamed labels \({name}\)"):
+        teacher_labels("t", own, {"good": "better"})
+    assert teacher_labels("t", own, {name: "bad"}).names == ("good", "bad")
+    assert teacher_labels("t", own, {name: name}).names == ("good", name.strip())
+    assert teacher_labels("t", own, {name: "7"}).names == ("good", "7")
+
+
+@pytest.mark.parametrize(
+    "name", ["1 star", "4 stars", "1e3", "3.5", "2024-25", "0_1", "class", "label", "class_a", "B2", "f-16"]
+)
+def test_names_with_numbers_in_them_are_names(name: str) -> None:
+    assert teacher_labels("t", {0: "x", 1: name}).names == ("x", name)
+
+
+def test_the_map_that_the_message_shows_is_yaml_that_works() -> None:
+    own = {0: "0", 1: "1"}
+    with pytest.raises(LabelError, match=r'labels: \{"0": <name>, \.\.\.\}') as refusal:
+        teacher_labels("stars", own)
+    shown = str(refusal.value).rpartition("mapped to itself: ")[2]
+    assert yaml.safe_load(shown.replace("...", '"1": "1"')) == {"0": "0", "1": "1"}
+    assert teacher_labels("stars", own, {"0": "0", "1": "1"}).names == ("0", "1")
+
+
 def test_spaces_around_names_do_not_count() -> None:
     assert teacher_labels("t", {0: " pos", 1: "neg\n"}).names == ("pos", "neg")
 
@@ -74,6 +106,7 @@ REFUSALS = {
         False,
         r"unnamed labels \(LABEL_1\)",
     ),
+    "numbers": ({0: "0", 1: "1"}, None, False, r"unnamed labels \(0\).*labels: \{\"0\": <name>"),
     "regression head": ({0: "score"}, None, False, r"has 1 label.*at least 2.*regression"),
     "no labels": ({}, None, False, r"has 0 label.*at least 2"),
     "gap in positions": ({0: "a", 2: "b"}, None, False, r"positions \[0, 2\], not 0\.\.1; mend"),

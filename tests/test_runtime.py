@@ -100,6 +100,87 @@ def test_a_cluster_that_answers_is_joined(monkeypatch: pytest.MonkeyPatch) -> No
         assert runtime._standing_address() == here
 
 
+@pytest.mark.parametrize(
+    ("address", "match"),
+    [
+        ("http://127.0.0.1:8265", r"^RAY_ADDRESS='http://127\.0\.0\.1:8265' is .* jobs API.*API_SERVER.*host:6379"),
+        ("HTTPS://cluster", r"^RAY_ADDRESS='HTTPS://cluster' is an address of the jobs API"),
+        ("ray://127.0.0.1:10001", r"Ray's client, under which Ray Data does not run.*host:6379.*ray job submit"),
+    ],
+)  # fmt: skip
+def test_addresses_of_other_servers_are_refused(
+    address: str, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ResourceError, match=match) as refusal:
+        runtime._standing_address()
+    assert "\n" not in str(refusal.value)
+
+
+def _failing(monkeypatch: pytest.MonkeyPatch, address: str | None, error: BaseException) -> None:
+    def init(**_: Any) -> None:
+        raise error
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setattr(runtime, "_standing_address", lambda: address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+
+
+_JOIN = "cannot join the Ray cluster at head:6379: "
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "match"),
+    [
+        ("head:6379", ConnectionError("refused"), f"^{_JOIN}refused; check that cluster, or set RAY_ADDRESS=local"),
+        ("head:6379", ValueError("Malformed\n address"), f"^{_JOIN}Malformed address; check"),
+        ("head:6379", RuntimeError("Version mismatch:\n 2.9\n 2.8"), f"^{_JOIN}Version mismatch: 2.9 2.8; check"),
+        ("head:6379", TimeoutError(), f"^{_JOIN}TimeoutError; check"),
+        ("head:6379", ray.exceptions.RaySystemError("no"), f"^{_JOIN}System error: no; check"),
+        ("head:6379", ray.exceptions.AuthenticationError("no token"),
+         rf"^{_JOIN}no token \(RAY_AUTH_MODE='token'\); give its token by RAY_AUTH_TOKEN or [^;]*$"),
+        (None, OSError("no space left"), "^cannot start Ray here: no space left; free memory, disk or ports"),
+    ],
+)  # fmt: skip
+def test_a_cluster_that_cannot_be_joined_or_started_is_one_line(
+    address: str | None, error: Exception, match: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _failing(monkeypatch, address, error)
+    with pytest.raises(ResourceError, match=match) as refusal, connected():
+        pytest.fail("there is no cluster")
+    assert "\n" not in str(refusal.value)
+    assert refusal.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(15), TypeError("a defect")])
+def test_what_is_not_rays_refusal_comes_through(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _failing(monkeypatch, "head:6379", error)
+    with pytest.raises(type(error)), connected():
+        pytest.fail("there is no cluster")
+
+
+def test_errors_of_the_work_are_not_taken_for_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    shut = []
+    monkeypatch.setattr(runtime, "_standing_address", lambda: "head:6379")
+    monkeypatch.setattr(runtime, "_cluster", lambda may_grow: Cluster({}, may_grow))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: shut.append(True))
+    with pytest.raises(ValueError, match="of the work"), connected():
+        raise ValueError("of the work")
+    assert shut == [True]
+
+
+def test_a_process_that_uses_rays_client_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray.util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(ResourceError, match=r"this process uses Ray's client.*ray job submit"), connected():
+        pytest.fail("there is no cluster")
+
+
 # -- messages --------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from muki_ray.errors import CorpusError
 BATCH_BYTES = 16 << 20
 MAX_CSV_FIELD = 16 << 20  # characters; stops an unclosed quote from swallowing the rest of a huge file
 BOM = b"\xef\xbb\xbf"
+_ONE_EACH = "(jsonl: one object per line)"  # a file that is one array is the usual mistake
 
 Row = list[bytes | None] | str
 """Values in the order of the roles, or the reason why the row cannot be taken apart."""
@@ -90,10 +91,10 @@ def _json_rows(stream: BinaryIO, wanted: Wanted, name: str) -> Iterator[Row]:
             yield "JSON line is not UTF-8"
             continue
         except (ValueError, RecursionError):
-            yield "malformed JSON"
+            yield f"malformed JSON {_ONE_EACH}"
             continue
         if not isinstance(record, dict):
-            yield "JSON line is no object"
+            yield f"JSON line is no object {_ONE_EACH}"
             continue
         first = record if first is None else first
         unseen -= record.keys()

@@ -187,7 +187,10 @@ def _file(filesystem: fs.FileSystem, info: fs.FileInfo, location: str, source: T
     name = _name(location, info.path)
     kind = format_of(info.path) if source.format == "auto" else source.format
     if kind is None:
-        raise CorpusError(f"cannot tell the format of {name!r} by its suffix (known: {_KNOWN}); set format:")
+        raise CorpusError(
+            f"cannot tell the format of {name!r} by its suffix (known: {_KNOWN}); "
+            f"set format: to one of {', '.join(READERS)} (jsonl: one JSON object per line)"
+        )
     return Source(name, kind, [name, *_stamp(filesystem, info)], info.path, filesystem)
 
 

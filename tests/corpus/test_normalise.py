@@ -150,7 +150,7 @@ def test_rows_that_cannot_be_taken_apart_keep_their_place(tmp_path: Path) -> Non
     corpus = build(tmp_path, [str(tmp_path / name) for name in ("a.jsonl", "b.csv", "c.txt")])
     assert good(corpus) == [(0, "a"), (4, "e"), (5, "f"), (10, "k"), (11, "l"), (14, "o")]
     assert bad(corpus) == {
-        1: "malformed JSON",
+        1: "malformed JSON (jsonl: one object per line)",
         2: "text has a lone surrogate",
         3: "text has a NUL character",
         6: "wrong number of CSV fields",
@@ -236,6 +236,16 @@ def test_a_corpus_without_a_good_row_is_refused_with_the_reasons(tmp_path: Path)
     path = jsonl(tmp_path / "a.jsonl", [None, "", None])
     with pytest.raises(CorpusError, match=r"no good row among 3 .*\(null text: 2, empty text: 1\)"):
         build(tmp_path, path)
+
+
+@pytest.mark.parametrize(
+    ("indent", "reason"), [(None, "JSON line is no object"), (1, "malformed JSON")], ids=["one line", "many"]
+)
+def test_a_json_array_is_told_the_form_of_json_lines(indent: int | None, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([{"text": "a"}], indent=indent))
+    with pytest.raises(CorpusError, match=rf"{reason} \(jsonl: one object per line\): \d"):
+        build(tmp_path, str(path), format="jsonl")
 
 
 def test_a_failed_run_leaves_no_manifest_and_the_next_one_clears_its_parts(tmp_path: Path) -> None:

@@ -131,15 +131,15 @@ def test_jsonl_says_what_is_wrong_with_a_line(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert texts_from(str(tmp_path / "a.jsonl")) == [
         "bom",
-        "malformed JSON",
-        "JSON line is no object",
+        "malformed JSON (jsonl: one object per line)",
+        "JSON line is no object (jsonl: one object per line)",
         "blank JSON line",
         "no key for text",
         "text is no string",
         None,
         "text has a lone surrogate",
         "JSON line is not UTF-8",
-        "malformed JSON",
+        "malformed JSON (jsonl: one object per line)",
         "no newline",
     ]
 
@@ -371,6 +371,7 @@ def test_unknown_suffixes_are_refused(tree: Path) -> None:
     assert "README.md" in refused(f"{tree}/README.md")
     assert "README.md" in refused(f"{tree}/*")
     assert texts_from(f"{tree}/*.md", format="text") == ["README.md"]
+    assert "set format: to one of parquet, jsonl, csv, tsv, text" in refused(f"{tree}/README.md")
 
 
 def test_a_malformed_glob_is_refused(tree: Path) -> None:
