@@ -110,11 +110,26 @@ def _report(run: Run, statistics: CorpusStatistics, assessment: Assessment | Non
         top_confusions=assessment.confusions if assessment else (),
         examples=assessment.examples if assessment else (),
         settings=run.config.model_dump(mode="json"),
+        set_aside=_set_aside(run),
     )
     run.tracker.metrics(run.metrics)
     for name, png in pictures.items():
         run.tracker.binary(f"report/{name}.png", png)
     run.tracker.binary("report/report.html", run.folder.report.read_bytes("report.html"))
+
+
+def _set_aside(run: Run) -> list[str]:
+    """Which rows were left out, why, and where they are listed; empty where there are none."""
+    named = zip(("corpus", "test set"), run.corpora, strict=False)
+    lines = [f"{name}: {corpus.set_aside}" for name, corpus in named if corpus.quarantined]
+    later = run.metrics["rows"]["quarantined"] - run.corpus.quarantined
+    if later:
+        listed = run.folder.supervision("*").sub("quarantine-*.parquet").shown
+        rows = "row" if later == 1 else "rows"
+        lines.append(
+            f"corpus: {later:,} more {rows} set aside (a teacher gave no finite answer), see {listed}"
+        )
+    return lines
 
 
 def _summary(run: Run, examples: Sequence[Example]) -> str:
@@ -139,6 +154,7 @@ def _summary(run: Run, examples: Sequence[Example]) -> str:
         f"rows:    {counts['in']:,} in, {counts['out']:,} out, {counts['quarantined']:,} quarantined; "
         f"scored now: {scored:,}"
     )
+    lines += [f"         {line}" for line in _set_aside(run)]
     lines.append(f"student: {run.folder.student.shown}")
     lines.append(f"report:  {run.folder.report.sub('report.html').shown}")
     if run.tracker.ui_command:

@@ -65,11 +65,19 @@ def read_corpora(config: IntegrateConfig, folder: RunFolder, space: LabelSpace) 
             progress=progress.update,
         )
         progress.update(corpus.rows_in)
+    _say_set_aside("corpus", corpus)
     corpora = [corpus]
     if config.corpus.test is not None:
         test = normalise(
             config.corpus.test, folder, shard_rows=config.corpus.shard_rows, label=config.corpus.test.label
         )
+        _say_set_aside("test set", test)
         check_test_labels(test, space)
         corpora.append(test)
     return corpora
+
+
+def _say_set_aside(name: str, corpus: Corpus) -> None:
+    """At once, also of a corpus that an earlier run has read: nobody should wait for the end to hear of it."""
+    if corpus.quarantined:
+        say(f"{name}: {corpus.set_aside}")
