@@ -8,6 +8,7 @@ Shapes: N rows, M teachers, C union labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ from muki_ray.runtime import Cluster, ray, user_error
 from muki_ray.uncertainty import softmax
 
 _EXAMPLES = 3
+# longer lists of labels are cut, and labels too: a wrong column may hold whole texts
+_MOST_LABELS, _LABEL_WIDTH = 5, 40
 
 
 @dataclass(frozen=True)
@@ -61,18 +64,35 @@ def read_texts(corpus: Corpus, columns: Sequence[str]) -> dict[str, list[Any]]:
     return {name: [v for table in tables for v in table[name].to_pylist()] for name in columns}
 
 
-def check_test_labels(test: Corpus, space: LabelSpace) -> None:
+def check_test_labels(test: Corpus, space: LabelSpace) -> str:
     """Refuse a test set that shares no label with the teachers, before anything is scored.
+
+    Returns:
+        a line about the rows whose label no teacher knows; empty where there are none.
 
     Raises:
         CorpusError: with labels of both sides, so that the mismatch can be seen.
     """
-    labels = sorted(set(read_texts(test, ["label"])["label"]))
-    if not set(labels) & set(space.names):
+    counts, known = Counter(read_texts(test, ["label"])["label"]), set(space.names)
+    unknown = {label: rows for label, rows in counts.items() if label not in known}
+    if len(unknown) == len(counts):
         raise CorpusError(
-            f"no label of the test set ({', '.join(labels[:5])}, ...) is one that a teacher knows "
-            f"({', '.join(space.names[:5])}, ...); check test.label and the teachers' labels maps"
+            f"no label of the test set ({_few(sorted(unknown))}) is one that a teacher knows "
+            f"({_few(space.names)}); check test.label and the teachers' labels maps"
         )
+    if not unknown:
+        return ""
+    frequent = sorted(unknown, key=lambda label: (-unknown[label], label))
+    return (
+        f"{sum(unknown.values()):,} of {counts.total():,} rows have a label that no teacher knows ({_few(frequent)}) "
+        "and will count as wrong; check test.label and the teachers' labels maps"
+    )
+
+
+def _few(labels: Sequence[str]) -> str:
+    lines = (" ".join(label.split()) for label in labels[:_MOST_LABELS])
+    shown = [one if len(one) <= _LABEL_WIDTH else one[: _LABEL_WIDTH - 3] + "..." for one in lines]
+    return ", ".join([*shown, "..."] if len(labels) > _MOST_LABELS else shown)
 
 
 def predict(

@@ -40,6 +40,22 @@ def test_rows_set_aside_are_named_with_reasons_and_place(tmp_path: Path) -> None
     ]
 
 
+RESULTS = {
+    "student": {"accuracy": 0.5, "macro_f1": 0.4, "ece": 0.1},
+    "selection": {"accuracy": None, "auroc": None, "rows": 0},
+    "rows_tested": 1200,
+}
+
+
+def test_test_rows_that_no_teacher_can_get_right_are_said_under_the_table(tmp_path: Path) -> None:
+    run = ended(tmp_path, corpus("a", 0), corpus("b", 0), **RESULTS, rows_outside_union=1100)
+    table, note, *_ = _summary(run, ()).split("\n\n")
+    assert table.splitlines()[-1].startswith("student")
+    assert note == "1,100 of 1,200 test rows have a label that no teacher knows; they count as wrong"
+    run.metrics["rows_outside_union"] = 0
+    assert "no teacher knows" not in _summary(run, ())
+
+
 def test_without_bad_rows_nothing_is_said_of_them(tmp_path: Path) -> None:
     run = ended(tmp_path, corpus("a", 0), corpus("b", 0))
     assert _set_aside(run) == []

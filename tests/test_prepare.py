@@ -8,6 +8,7 @@ import pytest
 
 from muki_ray.config import IntegrateConfig
 from muki_ray.corpus import QUARANTINE
+from muki_ray.errors import CorpusError
 from muki_ray.labels import LabelSpace, TeacherLabels, join
 from muki_ray.store import RunFolder
 from muki_ray.workflow.prepare import read_corpora
@@ -50,3 +51,34 @@ def test_of_good_rows_nothing_is_said(
     config = wanted(tmp_path)
     read_corpora(config, RunFolder(config.output), space)
     assert "set aside" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["sport", "tech"], None),
+        (["sport", "b", "b", "a"], "3 of 4 rows have a label that no teacher knows (b, a) and will count as wrong"),
+        (["sport", *"abcdefg"], "7 of 8 rows have a label that no teacher knows (a, b, c, d, e, ...) and"),
+        (["sport", "word " * 20], f"1 of 2 rows have a label that no teacher knows ({'word ' * 7}wo...) and"),
+    ],
+)  # fmt: skip
+def test_test_labels_that_no_teacher_knows_are_said_when_the_test_set_is_read(
+    labels: list[str],
+    says: str | None,
+    tmp_path: Path,
+    space: LabelSpace,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "test.csv").write_text("text,label\n" + "".join(f"x,{label}\n" for label in labels))
+    config = wanted(tmp_path, test={"path": str(tmp_path / "test.csv")})
+    read_corpora(config, RunFolder(config.output), space)
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("test set: ")]
+    assert len(said) == (says is not None)
+    assert says is None or said[0].startswith(f"test set: {says}")
+
+
+def test_a_test_set_of_unknown_labels_alone_is_refused(tmp_path: Path, space: LabelSpace) -> None:
+    (tmp_path / "test.csv").write_text("text,label\nx,football\n")
+    config = wanted(tmp_path, test={"path": str(tmp_path / "test.csv")})
+    with pytest.raises(CorpusError, match=r"\(football\) is one .* \(business, film, sport, tech\); check"):
+        read_corpora(config, RunFolder(config.output), space)

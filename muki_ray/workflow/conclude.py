@@ -137,6 +137,10 @@ def _summary(run: Run, examples: Sequence[Example]) -> str:
     lines = []
     if "student" in run.metrics:
         lines += [results_table(run.metrics), ""]
+        outside = run.metrics["rows_outside_union"]
+        if outside:
+            tested = f"{run.metrics['rows_tested']:,} test rows"
+            lines += [f"{outside:,} of {tested} have a label that no teacher knows; they count as wrong", ""]
         selection = run.metrics["selection"]
         if selection["accuracy"] is not None:
             auroc = f", AUROC {selection['auroc']:.4f}" if selection["auroc"] is not None else ""

@@ -72,7 +72,9 @@ def read_corpora(config: IntegrateConfig, folder: RunFolder, space: LabelSpace) 
             config.corpus.test, folder, shard_rows=config.corpus.shard_rows, label=config.corpus.test.label
         )
         _say_set_aside("test set", test)
-        check_test_labels(test, space)
+        unknown = check_test_labels(test, space)
+        if unknown:
+            say(f"test set: {unknown}")
         corpora.append(test)
     return corpora
 
