@@ -36,11 +36,16 @@ _MOST_LABELS, _LABEL_WIDTH = 5, 40
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier to evaluate: where it lies and how long its inputs may be (None: its own limit)."""
+    """A classifier to evaluate: where it lies and how long its inputs may be (None: its own limit).
+
+    Attributes:
+        setting: what names it in the configuration, for messages.
+    """
 
     name: str
     location: str
     max_length: int | None = None
+    setting: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,21 @@ def _few(labels: Sequence[str]) -> str:
     return ", ".join([*shown, "..."] if len(labels) > _MOST_LABELS else shown)
 
 
+def shared_labels(own: Sequence[str], labels: Sequence[str], what: str) -> list[int]:
+    """Places in `own` of what is among `labels` too; `what` is how a message calls the classifier.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    known = set(labels)
+    shared = [i for i, name in enumerate(own) if name in known]
+    if not shared:
+        raise ConfigError(
+            f"{what} knows none of the labels ({_few(labels)}), but {_few(own)}; name another classifier, or mend its id2label"
+        )
+    return shared
+
+
 def predict(
     classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int
 ) -> NDArray[np.float64]:
@@ -110,17 +130,15 @@ def predict(
 
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    what = classifier.setting or f"classifier {classifier.name!r}"
     loaded = load_classifier(
-        classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device
-    )
+        classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device,
+        what=what,
+    )  # fmt: skip
     scorer = Scorer(loaded, samples=0, dropout=DropoutConfig(), seed_key="")
     own = [loaded.model.config.id2label[i] for i in range(loaded.num_labels)]
     places = {name: i for i, name in enumerate(labels)}
-    known = [i for i, name in enumerate(own) if name in places]
-    if not known:
-        raise ConfigError(
-            f"classifier {classifier.name!r} knows none of the labels {list(labels)[:5]}; it has {own[:5]}"
-        )
+    known = shared_labels(own, labels, what)
     probs = softmax(scorer.score(texts, pairs).logits)[:, known]
     return scatter(probs, np.array([places[own[i]] for i in known]), len(labels))
 

@@ -119,6 +119,11 @@ def selection_metrics(scores_NM: Floats, owner_N: Ints) -> dict[str, Any]:
     }
 
 
+def compare_setting(name: str) -> str:
+    """How messages call a classifier to compare with."""
+    return f"corpus.test.compare.{name}"
+
+
 def check_compare_names(names: Iterable[str]) -> None:
     """Refuse classifiers to compare with whose name is a key of the metrics; worth a call before a run.
 
@@ -128,7 +133,7 @@ def check_compare_names(names: Iterable[str]) -> None:
     for name in names:
         if name in RESERVED or not name.strip():
             raise ConfigError(
-                f"test.compare: {name!r} cannot be the name of a classifier to compare with; "
+                f"corpus.test.compare: {name!r} cannot be the name of a classifier to compare with; "
                 f"choose another, not one of {', '.join(RESERVED)}"
             )
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from muki_ray import filesystem as locations
 from muki_ray.assess import Assessment, Classifier, assess, predict_where, read_texts
 from muki_ray.config import to_yaml
+from muki_ray.evaluation import compare_setting
 from muki_ray.learned import Learned
 from muki_ray.pipeline import ScoringTask
 from muki_ray.progress import say
@@ -64,7 +65,8 @@ def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Clust
         classifiers = [Classifier("student", run.folder.student.location, run.student.max_length)]
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()
-            classifiers.append(Classifier(name, locations.absolute(path) if here else path))
+            location = locations.absolute(path) if here else path
+            classifiers.append(Classifier(name, location, setting=compare_setting(name)))
         columns = read_texts(run.corpora[1], ["text", "text_pair"] if run.corpora[1].pair else ["text"])
         texts, pairs = columns["text"], columns.get("text_pair")
         probs = predict_where(cluster, classifiers, texts, pairs, run.space.names, cpus, gpus)

@@ -6,17 +6,17 @@ import os
 from pathlib import Path
 
 from muki_ray import filesystem as locations
-from muki_ray.assess import check_test_labels
+from muki_ray.assess import check_test_labels, shared_labels
 from muki_ray.config import IntegrateConfig
 from muki_ray.corpus import Corpus, normalise
 from muki_ray.errors import ConfigError
-from muki_ray.evaluation import check_compare_names
+from muki_ray.evaluation import check_compare_names, compare_setting
 from muki_ray.labels import LabelSpace, join, near_collisions
 from muki_ray.progress import Progress, say
 from muki_ray.store import RunFolder
 from muki_ray.student.model import StudentSpec, inspect_student
 from muki_ray.student.previous import settle_init
-from muki_ray.teachers.loading import TeacherSpec, inspect
+from muki_ray.teachers.loading import TeacherSpec, inspect, inspect_classifier
 
 
 def settled(config: IntegrateConfig) -> IntegrateConfig:
@@ -43,13 +43,16 @@ def settled(config: IntegrateConfig) -> IntegrateConfig:
 
 
 def inspect_all(config: IntegrateConfig) -> tuple[list[TeacherSpec], LabelSpace, StudentSpec]:
-    """Teachers, label space and student, checked without weights in memory."""
+    """Teachers, label space and student, and what to compare with, checked without weights in memory."""
     specs = [inspect(teacher) for teacher in config.teachers]
     space = join([spec.labels for spec in specs])
     for one, other in near_collisions(space):
         say(
             f"note: labels {one!r} and {other!r} look alike; if they are one, rename one with a teacher's `labels` map"
         )
+    for name, location in (config.corpus.test.compare if config.corpus.test else {}).items():
+        what = compare_setting(name)
+        shared_labels(inspect_classifier(location, what), space.names, what)
     student = inspect_student(config.student, max(spec.max_length for spec in specs))
     return specs, space, settle_init(config.student.init, RunFolder(config.output), student)
 
