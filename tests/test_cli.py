@@ -171,6 +171,7 @@ BAD: list[tuple[str, Spoil, str]] = [
     ("dropout rate of 1", put("method.dropout", {"rate": 1.0}), "rate"),
     ("batch not divisible by workers", put("training", {"num_workers": 5}), "num_workers"),
     ("compare name that is taken", put("corpus.test", {"path": "x.parquet", "compare": {"student": "x"}}), "student"),
+    ("compare name that the run's metrics have", put("corpus.test", {"path": "x.parquet", "compare": {"rows": "x"}}), "'rows' cannot be"),
     ("pair in the corpus, one text in the test", put("corpus.test", {"path": "x.parquet", "text": ["a", "b"]}), "pair"),
     # teachers
     ("teacher folder that is not there", put("teachers.0.model", "/nowhere/model"), "/nowhere/model"),
