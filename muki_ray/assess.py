@@ -116,9 +116,13 @@ def shared_labels(own: Sequence[str], labels: Sequence[str], what: str) -> list[
 
 
 def predict(
-    classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int
-) -> NDArray[np.float64]:
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int,
+    gpu: bool = True,
+) -> NDArray[np.float64]:  # fmt: skip
     """Probabilities of any classifier over `labels`, matched by name: `[N, C]`; mass on other labels is lost.
+
+    Args:
+        gpu: whether a GPU may be used, if there is one. A task that asked Ray for none has to say no: it sees them all.
 
     Raises:
         ConfigError: it shares no label with `labels`.
@@ -129,7 +133,7 @@ def predict(
     from muki_ray.teachers.scoring import Scorer
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
     what = classifier.setting or f"classifier {classifier.name!r}"
     loaded = load_classifier(
         classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device,
@@ -163,7 +167,9 @@ def predict_on_cluster(
     task = ray.remote(predict).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)
     sent, threads = ray.put(texts), max(1, int(num_cpus))
     try:
-        results = ray.get([task.remote(c, sent, pairs, list(labels), threads) for c in classifiers])
+        results = ray.get(
+            [task.remote(c, sent, pairs, list(labels), threads, num_gpus > 0) for c in classifiers]
+        )
     except ray.exceptions.RayError as error:
         known = user_error(error)
         raise (known or error) from None
@@ -179,7 +185,8 @@ def predict_here(
 
     before = torch.get_num_threads()
     try:
-        return {c.name: predict(c, texts, pairs, labels, max(1, int(num_cpus))) for c in classifiers}
+        threads = max(1, int(num_cpus))
+        return {c.name: predict(c, texts, pairs, labels, threads, num_gpus > 0) for c in classifiers}
     finally:
         torch.set_num_threads(before)
 
