@@ -8,6 +8,7 @@ Shapes: N rows, M teachers, C union labels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,15 +30,22 @@ from muki_ray.runtime import Cluster, ray, user_error
 from muki_ray.uncertainty import softmax
 
 _EXAMPLES = 3
+# longer lists of labels are cut, and labels too: a wrong column may hold whole texts
+_MOST_LABELS, _LABEL_WIDTH = 5, 40
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """A classifier to evaluate: where it lies and how long its inputs may be (None: its own limit)."""
+    """A classifier to evaluate: where it lies and how long its inputs may be (None: its own limit).
+
+    Attributes:
+        setting: what names it in the configuration, for messages.
+    """
 
     name: str
     location: str
     max_length: int | None = None
+    setting: str | None = None
 
 
 @dataclass(frozen=True)
@@ -61,24 +69,60 @@ def read_texts(corpus: Corpus, columns: Sequence[str]) -> dict[str, list[Any]]:
     return {name: [v for table in tables for v in table[name].to_pylist()] for name in columns}
 
 
-def check_test_labels(test: Corpus, space: LabelSpace) -> None:
+def check_test_labels(test: Corpus, space: LabelSpace) -> str:
     """Refuse a test set that shares no label with the teachers, before anything is scored.
+
+    Returns:
+        a line about the rows whose label no teacher knows; empty where there are none.
 
     Raises:
         CorpusError: with labels of both sides, so that the mismatch can be seen.
     """
-    labels = sorted(set(read_texts(test, ["label"])["label"]))
-    if not set(labels) & set(space.names):
+    counts, known = Counter(read_texts(test, ["label"])["label"]), set(space.names)
+    unknown = {label: rows for label, rows in counts.items() if label not in known}
+    if len(unknown) == len(counts):
         raise CorpusError(
-            f"no label of the test set ({', '.join(labels[:5])}, ...) is one that a teacher knows "
-            f"({', '.join(space.names[:5])}, ...); check test.label and the teachers' labels maps"
+            f"no label of the test set ({_few(sorted(unknown))}) is one that a teacher knows "
+            f"({_few(space.names)}); check test.label and the teachers' labels maps"
         )
+    if not unknown:
+        return ""
+    frequent = sorted(unknown, key=lambda label: (-unknown[label], label))
+    return (
+        f"{sum(unknown.values()):,} of {counts.total():,} rows have a label that no teacher knows ({_few(frequent)}) "
+        "and will count as wrong; check test.label and the teachers' labels maps"
+    )
+
+
+def _few(labels: Sequence[str]) -> str:
+    lines = (" ".join(label.split()) for label in labels[:_MOST_LABELS])
+    shown = [one if len(one) <= _LABEL_WIDTH else one[: _LABEL_WIDTH - 3] + "..." for one in lines]
+    return ", ".join([*shown, "..."] if len(labels) > _MOST_LABELS else shown)
+
+
+def shared_labels(own: Sequence[str], labels: Sequence[str], what: str) -> list[int]:
+    """Places in `own` of what is among `labels` too; `what` is how a message calls the classifier.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    known = set(labels)
+    shared = [i for i, name in enumerate(own) if name in known]
+    if not shared:
+        raise ConfigError(
+            f"{what} knows none of the labels ({_few(labels)}), but {_few(own)}; name another classifier, or mend its id2label"
+        )
+    return shared
 
 
 def predict(
-    classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int
-) -> NDArray[np.float64]:
+    classifier: Classifier, texts: list[str], pairs: list[str] | None, labels: Sequence[str], threads: int,
+    gpu: bool = True,
+) -> NDArray[np.float64]:  # fmt: skip
     """Probabilities of any classifier over `labels`, matched by name: `[N, C]`; mass on other labels is lost.
+
+    Args:
+        gpu: whether a GPU may be used, if there is one. A task that asked Ray for none has to say no: it sees them all.
 
     Raises:
         ConfigError: it shares no label with `labels`.
@@ -89,18 +133,16 @@ def predict(
     from muki_ray.teachers.scoring import Scorer
 
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+    what = classifier.setting or f"classifier {classifier.name!r}"
     loaded = load_classifier(
-        classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device
-    )
+        classifier.name, classifier.location, max_length=classifier.max_length, dtype="auto", device=device,
+        what=what,
+    )  # fmt: skip
     scorer = Scorer(loaded, samples=0, dropout=DropoutConfig(), seed_key="")
     own = [loaded.model.config.id2label[i] for i in range(loaded.num_labels)]
     places = {name: i for i, name in enumerate(labels)}
-    known = [i for i, name in enumerate(own) if name in places]
-    if not known:
-        raise ConfigError(
-            f"classifier {classifier.name!r} knows none of the labels {list(labels)[:5]}; it has {own[:5]}"
-        )
+    known = shared_labels(own, labels, what)
     probs = softmax(scorer.score(texts, pairs).logits)[:, known]
     return scatter(probs, np.array([places[own[i]] for i in known]), len(labels))
 
@@ -125,7 +167,9 @@ def predict_on_cluster(
     task = ray.remote(predict).options(num_cpus=num_cpus, num_gpus=num_gpus, max_retries=2)
     sent, threads = ray.put(texts), max(1, int(num_cpus))
     try:
-        results = ray.get([task.remote(c, sent, pairs, list(labels), threads) for c in classifiers])
+        results = ray.get(
+            [task.remote(c, sent, pairs, list(labels), threads, num_gpus > 0) for c in classifiers]
+        )
     except ray.exceptions.RayError as error:
         known = user_error(error)
         raise (known or error) from None
@@ -141,7 +185,8 @@ def predict_here(
 
     before = torch.get_num_threads()
     try:
-        return {c.name: predict(c, texts, pairs, labels, max(1, int(num_cpus))) for c in classifiers}
+        threads = max(1, int(num_cpus))
+        return {c.name: predict(c, texts, pairs, labels, threads, num_gpus > 0) for c in classifiers}
     finally:
         torch.set_num_threads(before)
 

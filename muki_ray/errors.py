@@ -31,7 +31,7 @@ class CorpusError(UserError):
 
 
 class TeacherError(UserError):
-    """A teacher cannot be loaded, or would give wrong evidence."""
+    """A teacher, or a classifier to evaluate, cannot be loaded or would give wrong answers."""
 
 
 class StudentError(UserError):

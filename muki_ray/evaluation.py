@@ -23,8 +23,12 @@ from muki_ray.uncertainty import Floats, softmax
 Ints = NDArray[np.int64]
 
 CALIBRATION_BINS = 15
-# keys that `evaluate_run` gives itself; a classifier to compare with cannot be called so
-RESERVED = ("student", "ensemble", "teachers", "selection", "rows_tested", "rows_outside_union")
+# keys of a run's metrics: a classifier to compare with, whose name is a key beside them, cannot be called so. The first
+# line is what `evaluate_run` gives, the second what the assessment and the stages of a run add
+RESERVED = (
+    "student", "ensemble", "teachers", "selection", "rows_tested", "rows_outside_union",
+    "rows_unanswered", "rows", "corpus", "calibration",
+)  # fmt: skip
 # how far a probability may leave [0, 1], or a row's sum exceed 1, by rounding in half precision
 _ROUNDING = 1e-2
 
@@ -119,6 +123,11 @@ def selection_metrics(scores_NM: Floats, owner_N: Ints) -> dict[str, Any]:
     }
 
 
+def compare_setting(name: str) -> str:
+    """How messages call a classifier to compare with."""
+    return f"corpus.test.compare.{name}"
+
+
 def check_compare_names(names: Iterable[str]) -> None:
     """Refuse classifiers to compare with whose name is a key of the metrics; worth a call before a run.
 
@@ -128,7 +137,7 @@ def check_compare_names(names: Iterable[str]) -> None:
     for name in names:
         if name in RESERVED or not name.strip():
             raise ConfigError(
-                f"test.compare: {name!r} cannot be the name of a classifier to compare with; "
+                f"corpus.test.compare: {name!r} cannot be the name of a classifier to compare with; "
                 f"choose another, not one of {', '.join(RESERVED)}"
             )
 
@@ -161,7 +170,7 @@ def evaluate_run(
         whose gold label no teacher knows.
 
     Raises:
-        ConfigError: a name in `compare` is a key of the result.
+        ConfigError: a name in `compare` is reserved.
         CorpusError: no row has a gold label of the union.
         ValueError: shapes that disagree, no row, NaN.
     """

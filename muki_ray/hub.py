@@ -141,19 +141,25 @@ def weight_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return safe, pickled
 
 
-def check_weights(folder: Path, allow_pickle: bool, error: type[UserError], what: str) -> None:
-    """Refuse a folder without weights, or with pickle weights only, unless those are allowed."""
+def check_weights(
+    folder: Path, allow_pickle: bool, error: type[UserError], what: str, can_allow: bool = True
+) -> None:
+    """Refuse a folder without weights, or with pickle weights only, unless those are allowed.
+
+    Args:
+        can_allow: whether there is a setting that allows them, for messages.
+    """
     safe, pickled = weight_files(folder)
     if safe or (pickled and allow_pickle):
         return
     if pickled:
         raise error(
             f"{what}: {folder.name!r} has only pickle weights ({pickled[0].name}), which can run code when loaded; "
-            "convert them to safetensors, or set allow_pickle: true if you trust their source"
+            f"convert them to safetensors{', or set allow_pickle: true if you trust their source' if can_allow else ''}"
         )
     raise error(
-        f"{what}: no weights (*.safetensors) in {str(folder)!r}; give the folder that save_pretrained wrote, "
-        "or allow_pickle: true where there are only pickle weights"
+        f"{what}: no weights (*.safetensors) in {str(folder)!r}; give the folder that save_pretrained wrote"
+        + (", or allow_pickle: true where there are only pickle weights" if can_allow else "")
     )
 
 

@@ -118,6 +118,26 @@ def base_as_teacher(config: dict[str, Any], _: Path) -> None:
     config["teachers"][0]["labels"] = {"LABEL_0": "a", "LABEL_1": "b"}
 
 
+def compared(make: Callable[[dict[str, Any], Path], Any]) -> Spoil:
+    """A test set, and something to compare with."""
+
+    def spoil(config: dict[str, Any], tmp: Path) -> None:
+        config["corpus"]["test"] = {"path": "TEST", "compare": {"ub": str(make(config, tmp))}}
+
+    return spoil
+
+
+def rival(change: Callable[[dict[str, Any]], None]) -> Spoil:
+    """Compare with a teacher whose config.json is changed."""
+    return compared(lambda c, tmp: edited(Path(c["teachers"][0]["model"]), tmp / "ub", "config.json", change))
+
+
+def pickled_rival(config: dict[str, Any], tmp: Path) -> Path:
+    tiny.classifier(tmp / "ub", ["business", "tech"])
+    (tmp / "ub" / "model.safetensors").rename(tmp / "ub" / "pytorch_model.bin")
+    return tmp / "ub"
+
+
 def corpus_file(name: str, content: bytes) -> Spoil:
     def spoil(config: dict[str, Any], tmp: Path) -> None:
         (tmp / name).write_bytes(content)
@@ -151,6 +171,7 @@ BAD: list[tuple[str, Spoil, str]] = [
     ("dropout rate of 1", put("method.dropout", {"rate": 1.0}), "rate"),
     ("batch not divisible by workers", put("training", {"num_workers": 5}), "num_workers"),
     ("compare name that is taken", put("corpus.test", {"path": "x.parquet", "compare": {"student": "x"}}), "student"),
+    ("compare name that the run's metrics have", put("corpus.test", {"path": "x.parquet", "compare": {"rows": "x"}}), "'rows' cannot be"),
     ("pair in the corpus, one text in the test", put("corpus.test", {"path": "x.parquet", "text": ["a", "b"]}), "pair"),
     # teachers
     ("teacher folder that is not there", put("teachers.0.model", "/nowhere/model"), "/nowhere/model"),
@@ -170,6 +191,16 @@ BAD: list[tuple[str, Spoil, str]] = [
     ("two labels made one", put("teachers.1.labels", {"film": "sport"}), "merge_labels"),
     ("max_length beyond its positions", put("teachers.0.max_length", 4096), "4096"),
     ("adapter that is not there", put("teachers.0.adapter", "/nowhere/adapter"), "/nowhere/adapter"),
+    # what to compare with
+    ("compare with what is not there", compared(lambda *_: "m/nope"), "corpus.test.compare.ub: 'm/nope'"),
+    ("compare with a base model", compared(lambda c, _: c["student"]["model"]), "corpus.test.compare.ub: its classification head"),
+    ("compare with pickled weights", compared(pickled_rival), "convert them to safetensors"),
+    ("compare with other labels", compared(lambda _, tmp: tiny.classifier(tmp / "ub", ["x", "y"])),
+     "corpus.test.compare.ub knows none of the labels (business, film, politics, sport, tech), but x, y"),
+    ("compare with a multi-label head", rival(lambda c: c.update(problem_type="multi_label_classification")),
+     "corpus.test.compare.ub is a multi-label"),
+    ("compare with gaps in id2label", rival(lambda c: c.update(id2label={"0": "tech", "2": "film"})),
+     "corpus.test.compare.ub: id2label has positions [0, 2]"),
     # student
     ("student folder that is not there", put("student.model", "/nowhere/base"), "/nowhere/base"),
     ("student max_length", put("student.max_length", 9999), "9999"),

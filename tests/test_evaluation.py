@@ -208,6 +208,7 @@ def test_a_run_by_hand(space: LabelSpace) -> None:
     assert metrics["selection"]["rows"] == 3
     assert (metrics["rows_tested"], metrics["rows_outside_union"]) == (5, 1)
     assert list(metrics["teachers"]) == ["one", "two"]
+    assert set(metrics) - {"upper_bound"} <= set(RESERVED)
     assert set(metrics["student"]) == {"accuracy", "macro_f1", "ece"}
     assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
 
@@ -233,6 +234,10 @@ def test_a_reserved_name_to_compare_with_is_refused(space: LabelSpace, name: str
         evaluate_run(**run_inputs(space), compare={name: one_hot([0] * 5, 4)})
     with pytest.raises(ConfigError):
         check_compare_names(["upper_bound", name])
+
+
+def test_what_a_run_adds_to_its_metrics_is_reserved_too() -> None:
+    assert {"rows", "corpus", "calibration", "rows_unanswered"} <= set(RESERVED)
 
 
 def test_test_labels_that_no_teacher_knows_are_an_error(space: LabelSpace) -> None:

@@ -110,6 +110,8 @@ def test_check_weights(folder: Path) -> None:
         StudentError, match=r"^student: 'model' has only pickle weights \(pytorch_model.bin\)"
     ):
         check_weights(folder, False, StudentError, "student")
+    with pytest.raises(StudentError, match=r"safetensors$"):  # no advice that nobody can follow
+        check_weights(folder, False, StudentError, "student", can_allow=False)
     check_weights(folder, True, StudentError, "student")
 
 

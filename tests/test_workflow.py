@@ -21,6 +21,7 @@ from muki_ray import workflow
 from muki_ray.assess import Classifier, predict_here, predict_on_cluster
 from muki_ray.cli import main
 from muki_ray.config import load_config
+from muki_ray.evaluation import RESERVED
 from muki_ray.runtime import Cluster, _cluster
 from muki_ray.store import part_name
 from tests import runs, tiny
@@ -73,6 +74,7 @@ def test_the_product_is_a_plain_hugging_face_folder(job: Path) -> None:
 
 def test_metrics_hold_what_is_promised(job: Path) -> None:
     found = metrics(job)
+    assert set(found) - {"rival"} <= set(RESERVED), "no classifier to compare with may take another's key"
     for name in ("accuracy", "macro_f1", "ece"):
         assert 0 <= found["student"][name] <= 1
     assert set(found["teachers"]) == {"one", "two"}
@@ -210,6 +212,7 @@ def test_the_student_is_calibrated_in_its_weights_or_not_at_all(
         assert main(["integrate", config, f"output={tmp_path / 'run'}", *overrides]) == 0
         found = json.loads((tmp_path / "run" / "report" / "metrics.json").read_text())
         marker = json.loads((student / "muki_ray.json").read_text())
+        assert set(found) - {"rival"} <= set(RESERVED)
         temperature = found.get("calibration", {}).get("temperature")
         assert marker.get("temperature") == temperature
         return temperature

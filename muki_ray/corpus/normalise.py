@@ -7,7 +7,7 @@ its compressed form.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,9 @@ from muki_ray.errors import CorpusError, StoreError
 from muki_ray.store import MANIFEST, Folder, RunFolder, fingerprint, part_name
 from muki_ray.uris import redact
 
+# longer lists of reasons say how many more there are
+_MOST_REASONS = 3
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -33,6 +36,7 @@ class Corpus:
         fingerprint: of row ids, texts and sharding, wherever they came from; labels are not in it.
         rows_per_part: good rows of each shard.
         quarantined: bad rows.
+        reasons: why, and how many rows each, the most frequent first.
         pair: whether rows have a second text, `text_pair`.
     """
 
@@ -40,6 +44,7 @@ class Corpus:
     fingerprint: str
     rows_per_part: tuple[int, ...]
     quarantined: int
+    reasons: tuple[tuple[str, int], ...]
     pair: bool
 
     @property
@@ -56,6 +61,16 @@ class Corpus:
     def shards(self) -> int:
         """Number of shards."""
         return len(self.rows_per_part)
+
+    @property
+    def set_aside(self) -> str:
+        """One line about the bad rows: how many, why, and where they are listed; empty where there are none."""
+        if not self.quarantined:
+            return ""
+        return (
+            f"{self.quarantined:,} of {self.rows_in:,} rows set aside ({_shown_reasons(self.reasons)}), "
+            f"see {self.folder.sub(QUARANTINE).shown}"
+        )
 
     def read(self, shard: int, columns: list[str] | None = None) -> pa.Table:
         """One shard: row_id int64, text string, and text_pair and label where the corpus has them.
@@ -169,8 +184,21 @@ def _require_rows(source: TextSource, rows_in: int, quarantine: QuarantineWriter
     if rows_in == 0:
         raise CorpusError(f"no row in {shown}; give a source that has text")
     if rows_in == quarantine.count:
-        reasons = ", ".join(f"{reason}: {count}" for reason, count in quarantine.reasons.most_common())
+        reasons = _shown_reasons(_most_frequent(quarantine.reasons))
         raise CorpusError(f"no good row among {rows_in} in {shown} ({reasons}); check text: and format:")
+
+
+def _most_frequent(reasons: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    """The largest count first; of equal ones the first by name, so that a stored list gives the same order."""
+    return tuple(sorted(reasons.items(), key=lambda one: (-one[1], one[0])))
+
+
+def _shown_reasons(reasons: tuple[tuple[str, int], ...]) -> str:
+    parts = [f"{reason}: {count:,}" for reason, count in reasons[:_MOST_REASONS]]
+    rest = [count for _, count in reasons[_MOST_REASONS:]]
+    if rest:
+        parts.append(f"{len(rest)} other {'reason' if len(rest) == 1 else 'reasons'}: {sum(rest):,}")
+    return ", ".join(parts)
 
 
 def _reopen(folder: Folder, manifest: dict[str, Any]) -> Corpus:
@@ -181,6 +209,7 @@ def _reopen(folder: Folder, manifest: dict[str, Any]) -> Corpus:
             fingerprint=manifest["fingerprint"],
             rows_per_part=tuple(manifest["rows_per_part"]),
             quarantined=manifest["quarantined"],
+            reasons=_most_frequent(manifest["reasons"]),
             pair="text_pair" in manifest["columns"],
         )
     except KeyError as error:

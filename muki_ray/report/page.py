@@ -57,6 +57,7 @@ def write_report(
     top_confusions: Sequence[Mapping[str, Any]] = (),
     examples: Sequence[Example] = (),
     settings: Mapping[str, Any] | None = None,
+    set_aside: Sequence[str] = (),
 ) -> None:
     """Write `metrics.json`, `statistics.json`, `<picture>.png` and, last, `report.html`.
 
@@ -71,6 +72,7 @@ def write_report(
         top_confusions: as `muki_ray.evaluation.top_confusions` returns them.
         examples: rows to show.
         settings: the resolved configuration; shown without credentials.
+        set_aside: which rows were left out, why, and where they are listed: a line each.
 
     Raises:
         ValueError: a picture that is no PNG or has a name that is no file name, names of teachers that do
@@ -89,6 +91,7 @@ def write_report(
         rows_tested=metrics.get("rows_tested"),
         rows_outside=metrics.get("rows_outside_union"),
         corpus=_corpus(statistics, teachers),
+        set_aside=set_aside,
         pictures=[(name, _CAPTIONS.get(name, name), _inline(png)) for name, png in pictures.items()],
         labels=labels,
         top_confusions=top_confusions,

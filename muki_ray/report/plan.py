@@ -42,12 +42,14 @@ def plan_lines(plan: Plan, space: LabelSpace, devices: Mapping[str, float], may_
         may_add: nodes that the cluster's autoscaler may add.
     """
     rows = sum(corpus.rows_out for corpus in plan.tasks[0].corpora)
+    bad = sum(corpus.quarantined for corpus in plan.tasks[0].corpora)
+    aside = f" ({bad:,} more set aside)" if bad else ""
     there = ", ".join(
         f"{devices[kind]:g} {_plural(kind, devices[kind])}" for kind in ("CPU", "GPU") if devices.get(kind)
     )
     grow = f", {may_add} more {_plural('node', may_add)} may come" if may_add else ""
     yield (
-        f"plan: {len(plan.tasks)} {_plural('teacher', len(plan.tasks))}, {rows:,} rows, {len(space)} labels; "
+        f"plan: {len(plan.tasks)} {_plural('teacher', len(plan.tasks))}, {rows:,} rows{aside}, {len(space)} labels; "
         f"{there or 'no devices yet'}{grow}"
     )
     cost = plan.estimate

@@ -45,14 +45,14 @@ def check_no_code(folder: Path, what: str) -> None:
 
 
 def check_kind(config: Any, what: str) -> None:
-    """Only single-label classification can be integrated over a union."""
+    """Only single-label classification can be integrated, or compared, over a union."""
     if config.problem_type == "multi_label_classification":
         raise TeacherError(
-            f"{what} is a multi-label classifier (problem_type multi_label_classification); only single-label classifiers can be merged"
+            f"{what} is a multi-label classifier (problem_type multi_label_classification); only single-label classifiers will do"
         )
     if config.problem_type == "regression" or config.num_labels < 2:
         raise TeacherError(
-            f"{what} is a regression model ({config.num_labels} output); only classifiers with at least 2 labels can be merged"
+            f"{what} is a regression model ({config.num_labels} output); only classifiers with at least 2 labels will do"
         )
 
 

@@ -1,7 +1,8 @@
 """Teachers: what can be said of one before any weight is loaded, and loading it.
 
 `inspect` runs in the driver: it reads configuration, tokenizer and tensor headers, and refuses what would
-give wrong evidence. `load` runs where the evidence is computed. Knows Transformers and Torch, not Ray.
+give wrong evidence; `inspect_classifier` does so for one that is only evaluated. `load` runs where the evidence
+is computed. Knows Transformers and Torch, not Ray.
 """
 
 from __future__ import annotations
@@ -68,10 +69,7 @@ def inspect(config: TeacherConfig) -> TeacherSpec:
     """
     what = f"teacher {config.name!r}"
     folder = hub.fetch(config.model, config.revision, config.allow_pickle, TeacherError, what)
-    if not (folder / "config.json").is_file():
-        raise TeacherError(
-            f"{what}: no config.json in {str(folder)!r}; give the folder that save_pretrained wrote"
-        )
+    _check_config_is_there(folder, what)
     hub.check_weights(folder, config.allow_pickle, TeacherError, what)
     model_config = _read_config(folder, what)
     adapter = None
@@ -99,6 +97,44 @@ def inspect(config: TeacherConfig) -> TeacherSpec:
         kind=_kind(model_config, adapter),
         dtype=config.dtype,
     )
+
+
+def inspect_classifier(location: str, what: str) -> tuple[str, ...]:
+    """Check a classifier that is only evaluated, as far as that takes no weights in memory.
+
+    Args:
+        location: folder, URI or hub id.
+        what: how messages call it.
+
+    Returns:
+        its labels, in the order of its logits.
+
+    Raises:
+        TeacherError: as `inspect`.
+    """
+    folder = hub.fetch(location, None, False, TeacherError, what)
+    _check_config_is_there(folder, what)
+    hub.check_weights(folder, False, TeacherError, what, can_allow=False)
+    model_config = _read_config(folder, what)
+    check_kind(model_config, what)
+    empty = skeleton(model_config, what)
+    check_head(empty, _shapes(folder, what), what)
+    tokenizer = load_tokenizer(folder, what)
+    set_padding(tokenizer, model_config, what)
+    usable_length(None, tokenizer, empty, what)
+    names = dict(model_config.id2label)
+    if sorted(names) != list(range(len(names))):
+        raise TeacherError(
+            f"{what}: id2label has positions {sorted(names)[:8]}, not 0..{len(names) - 1}; mend its config.json"
+        )
+    return tuple(str(names[i]) for i in range(len(names)))
+
+
+def _check_config_is_there(folder: Path, what: str) -> None:
+    if not (folder / "config.json").is_file():
+        raise TeacherError(
+            f"{what}: no config.json in {str(folder)!r}; give the folder that save_pretrained wrote"
+        )
 
 
 def _content(folder: Path, adapter: Adapter | None) -> str:
@@ -129,17 +165,19 @@ def load_classifier(
     dtype: Dtype = "float32",
     device: str = "cpu",
     expect: str | None = None,
+    what: str | None = None,
 ) -> LoadedClassifier:
     """Any sequence classifier, ready to answer.
 
     Args:
         dtype: `auto` is decided by the device.
         expect: content digest that it must have; other content is refused.
+        what: how messages call it; default: the teacher of that name.
 
     Raises:
         TeacherError: it cannot be loaded, its head has no trained weights, or it is not what was inspected.
     """
-    what = f"teacher {name!r}"
+    what = what or f"teacher {name!r}"
     folder = hub.fetch(location, revision, allow_pickle, TeacherError, what)
     hub.check_weights(folder, allow_pickle, TeacherError, what)
     model_config = _read_config(folder, what)

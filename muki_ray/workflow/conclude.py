@@ -10,6 +10,7 @@ from pathlib import Path
 from muki_ray import filesystem as locations
 from muki_ray.assess import Assessment, Classifier, assess, predict_where, read_texts
 from muki_ray.config import to_yaml
+from muki_ray.evaluation import compare_setting
 from muki_ray.learned import Learned
 from muki_ray.pipeline import ScoringTask
 from muki_ray.progress import say
@@ -64,7 +65,8 @@ def _assess(run: Run, tasks: list[ScoringTask], learned: Learned, cluster: Clust
         classifiers = [Classifier("student", run.folder.student.location, run.student.max_length)]
         for name, path in test.compare.items():
             here = Path(path).expanduser().is_dir()
-            classifiers.append(Classifier(name, locations.absolute(path) if here else path))
+            location = locations.absolute(path) if here else path
+            classifiers.append(Classifier(name, location, setting=compare_setting(name)))
         columns = read_texts(run.corpora[1], ["text", "text_pair"] if run.corpora[1].pair else ["text"])
         texts, pairs = columns["text"], columns.get("text_pair")
         probs = predict_where(cluster, classifiers, texts, pairs, run.space.names, cpus, gpus)
@@ -110,6 +112,7 @@ def _report(run: Run, statistics: CorpusStatistics, assessment: Assessment | Non
         top_confusions=assessment.confusions if assessment else (),
         examples=assessment.examples if assessment else (),
         settings=run.config.model_dump(mode="json"),
+        set_aside=_set_aside(run),
     )
     run.tracker.metrics(run.metrics)
     for name, png in pictures.items():
@@ -117,11 +120,29 @@ def _report(run: Run, statistics: CorpusStatistics, assessment: Assessment | Non
     run.tracker.binary("report/report.html", run.folder.report.read_bytes("report.html"))
 
 
+def _set_aside(run: Run) -> list[str]:
+    """Which rows were left out, why, and where they are listed; empty where there are none."""
+    named = zip(("corpus", "test set"), run.corpora, strict=False)
+    lines = [f"{name}: {corpus.set_aside}" for name, corpus in named if corpus.quarantined]
+    later = run.metrics["rows"]["quarantined"] - run.corpus.quarantined
+    if later:
+        listed = run.folder.supervision("*").sub("quarantine-*.parquet").shown
+        rows = "row" if later == 1 else "rows"
+        lines.append(
+            f"corpus: {later:,} more {rows} set aside (a teacher gave no finite answer), see {listed}"
+        )
+    return lines
+
+
 def _summary(run: Run, examples: Sequence[Example]) -> str:
     """What is printed at the end: table, examples, counts, where everything lies."""
     lines = []
     if "student" in run.metrics:
         lines += [results_table(run.metrics), ""]
+        outside = run.metrics["rows_outside_union"]
+        if outside:
+            tested = f"{run.metrics['rows_tested']:,} test rows"
+            lines += [f"{outside:,} of {tested} have a label that no teacher knows; they count as wrong", ""]
         selection = run.metrics["selection"]
         if selection["accuracy"] is not None:
             auroc = f", AUROC {selection['auroc']:.4f}" if selection["auroc"] is not None else ""
@@ -139,6 +160,7 @@ def _summary(run: Run, examples: Sequence[Example]) -> str:
         f"rows:    {counts['in']:,} in, {counts['out']:,} out, {counts['quarantined']:,} quarantined; "
         f"scored now: {scored:,}"
     )
+    lines += [f"         {line}" for line in _set_aside(run)]
     lines.append(f"student: {run.folder.student.shown}")
     lines.append(f"report:  {run.folder.report.sub('report.html').shown}")
     if run.tracker.ui_command:

@@ -191,6 +191,16 @@ def test_the_manifest_accounts_for_every_row(tmp_path: Path) -> None:
     assert manifest["rows_per_part"] == [1]
 
 
+def test_the_most_frequent_reasons_are_said(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", ["a", "", None, "", 5, "\0", " ", None, 6, "b"])
+    for corpus in (build(tmp_path, path), build(tmp_path, path)):  # read, and found already read
+        assert corpus.set_aside == (
+            "8 of 10 rows set aside (empty text: 3, null text: 2, text is no string: 2, 1 other reason: 1), "
+            f"see {corpus.folder.sub(QUARANTINE).location}"
+        )
+    assert build(tmp_path, jsonl(tmp_path / "good.jsonl", ["a"])).set_aside == ""
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     texts=st.lists(

@@ -120,6 +120,15 @@ def test_the_page_says_what_was_measured(tmp_path: Path, png: bytes) -> None:
         assert expected in text
 
 
+def test_rows_set_aside_are_on_the_page(tmp_path: Path, png: bytes) -> None:
+    notes = ["corpus: 3 of 5 rows set aside (empty text: 3), see /run/q.parquet", f"test set: {HOSTILE}"]
+    for changes in ({}, {"statistics": None}):
+        page = written(tmp_path, png, set_aside=notes, **changes)
+        assert all(note in page.text for note in notes)
+        assert "script" not in page.tags
+    assert "set aside" not in written(tmp_path, png).text
+
+
 def test_text_of_others_is_text(tmp_path: Path, png: bytes) -> None:
     page = written(tmp_path, png)
     assert "script" not in page.tags

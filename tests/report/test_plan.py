@@ -14,9 +14,9 @@ from muki_ray.report.plan import plan_lines
 from muki_ray.workflow.plan import Plan
 
 
-def plan(count: int = 2, **changes: Any) -> Plan:
-    """A plan of so many teachers over 1,000 rows; the first is stored."""
-    corpora = (SimpleNamespace(rows_out=1000),)
+def plan(count: int = 2, bad: int = 0, **changes: Any) -> Plan:
+    """A plan of so many teachers over 1,000 good rows; the first is stored."""
+    corpora = (SimpleNamespace(rows_out=1000, quarantined=bad),)
     names = [f"t{m}" for m in range(count)]
     tasks = [
         SimpleNamespace(name=n, corpora=corpora, spec=SimpleNamespace(fingerprint=f"{n}-0123456789"))
@@ -58,6 +58,10 @@ def test_before_anything_is_measured() -> None:
 
 def test_what_is_waited_for() -> None:
     assert "  waits for nodes that are not there yet: t1: 1 CPUs" in lines(plan(absent=("t1: 1 CPUs",)))
+
+
+def test_rows_set_aside_are_counted() -> None:
+    assert lines(plan(bad=1200))[0] == "plan: 2 teachers, 1,000 rows (1,200 more set aside), 3 labels; 2 CPUs"
 
 
 def test_measured() -> None:

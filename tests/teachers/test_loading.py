@@ -16,7 +16,14 @@ from safetensors.torch import load_file, save_file
 from muki_ray.config import TeacherConfig
 from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import LabelError, TeacherError, UserError
-from muki_ray.teachers.loading import TeacherSpec, inspect, load, load_classifier, resolve_dtype
+from muki_ray.teachers.loading import (
+    TeacherSpec,
+    inspect,
+    inspect_classifier,
+    load,
+    load_classifier,
+    resolve_dtype,
+)
 from muki_ray.teachers.scoring import Scorer
 from tests import tiny
 
@@ -144,6 +151,16 @@ def test_a_config_that_is_none(folder: Path, content: str) -> None:
 def test_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     refused(r"no weights \(\*.safetensors\)", folder)
+
+
+def test_a_classifier_that_is_only_evaluated_is_checked_too(folder: Path) -> None:
+    """Under the name that its setting gives it, and without advice that no setting follows."""
+    assert inspect_classifier(str(folder), "test.compare.x") == tuple(LABELS)
+    to_pickle(folder)
+    with pytest.raises(TeacherError, match=r"^test\.compare\.x: .* convert them to safetensors$"):
+        inspect_classifier(str(folder), "test.compare.x")
+    with pytest.raises(TeacherError, match=r"^test\.compare\.x: "):
+        load_classifier("x", str(folder), what="test.compare.x")
 
 
 def test_pickle_only(folder: Path) -> None:
