@@ -28,6 +28,8 @@ from muki_ray.tracking_values import MOST_VALUE, chunks, clean, finite, flatten,
 STATE = "tracking.json"
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
+# tag with the version of the model that was logged last
+_MODEL = "muki_ray.model"
 _PARAMS_PER_CALL, _METRICS_PER_CALL = 100, 1000  # MLflow's own limits
 
 
@@ -66,8 +68,16 @@ class Tracker:
     def corpus(self, name: str, fingerprint: str, source: str | Sequence[str]) -> None:
         """Record what the run read: its fingerprint is MLflow's digest, `source` its path, URI or several."""
 
-    def model(self, folder: str, input_example: Sequence[str] | None = None) -> None:
-        """Log a Hugging Face classifier (path or URI) as the MLflow model named `model`."""
+    def model(self, folder: str, version: str, input_example: Sequence[str] | None = None) -> None:
+        """Log a Hugging Face classifier (path or URI) as the MLflow model named `model`.
+
+        Args:
+            version: what `has_model` will know it by.
+        """
+
+    def has_model(self, version: str) -> bool:
+        """Whether the run has that model already, by this process or an earlier one; True where nothing is recorded."""
+        return True
 
     def finish(self, status: Status = "FINISHED") -> None:
         """End the run. A later process with the same run folder continues it."""
@@ -106,6 +116,7 @@ class MlflowTracker(Tracker):
         self._experiment: str = opened.info.experiment_id
         self._known: dict[str, str] = dict(opened.data.params)
         self._tags: set[str] = set(opened.data.tags)
+        self._model: str | None = opened.data.tags.get(_MODEL)
         self._run: str = opened.info.run_id
         self._outbox = Outbox(lambda: self._client.get_run(self._run))
         self.run_id, self.uri, self.ui_command = self._run, clean(uri), ui_command(uri)
@@ -214,8 +225,16 @@ class MlflowTracker(Tracker):
         given = entities.DatasetInput(dataset, [entities.InputTag("mlflow.data.context", "integration")])
         self._outbox.send("corpus", lambda: self._client.log_inputs(self._run, [given]))
 
-    def model(self, folder: str, input_example: Sequence[str] | None = None) -> None:
-        self._outbox.send("model", lambda: self._log_model(folder, input_example))
+    def model(self, folder: str, version: str, input_example: Sequence[str] | None = None) -> None:
+        def send() -> None:
+            self._log_model(folder, input_example)
+            self._client.set_tag(self._run, _MODEL, version)  # last: it says that the model is there
+            self._model = version
+
+        self._outbox.send("model", send)
+
+    def has_model(self, version: str) -> bool:
+        return self._model == version
 
     def _log_model(self, folder: str, input_example: Sequence[str] | None) -> None:
         """`mlflow.transformers.log_model` by its parts: the whole would need the global tracking URI."""

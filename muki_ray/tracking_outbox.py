@@ -56,7 +56,10 @@ class Outbox:
             self._deliver()
             if self._waiting:
                 kinds = ", ".join(sorted({what for what, _ in self._waiting}))
-                _log.warning("MLflow has not got the run's %s; run again to record what it lacks", kinds)
+                _log.warning(
+                    "MLflow has not got the run's %s; run again to record what it lacks, but for a training's curves",
+                    kinds,
+                )
 
     def _deliver(self) -> None:
         while self._waiting:

@@ -57,7 +57,10 @@ def test_what_may_differ(student: Folder, overrides: list[str]) -> None:
         ("method=paper", r"^method\.kind is 'paper', but .* made with 'muki'"),
         ("teachers=[{name: one, model: m/one}]", r"^teachers is 1, but .* made with 2"),
         ("teachers.1.model=m/three", r"^teachers\.1\.model is 'three', but .* made with 'two'"),
-        ("corpus.path=[a.txt, c.txt]", r"^corpus\.path\.1 is 'c\.txt', but .* made with 'b\.txt'"),
+        ("corpus.path=[a.txt, c.txt]", r"^corpus\.path is \['a\.txt', 'c\.txt'\], but .* made with \['a\.txt', 'b\.txt'\]"),
+        ("corpus.path=[a.txt, b.txt, c.txt]", r"^corpus\.path is \['a\.txt', 'b\.txt', 'c\.txt'\], but "),
+        ("corpus.text=[text, second]", r"^corpus\.text is \['text', 'second'\], but .* made with \['text'\]"),
+        ("teachers.0.labels={neg: negative}", r"^teachers\.0\.labels is \{'neg': 'negative'\}, but .* made with None"),
         ("student.calibrate=true", r"^student\.calibrate is True, but .* made with False"),
     ],
 )  # fmt: skip

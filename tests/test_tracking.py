@@ -274,9 +274,14 @@ def test_the_logged_model_loads_again_and_names_its_labels(
 
     tracker = open_tracker(config, run)
     capfd.readouterr()
-    tracker.model(str(classifier), input_example=["a goal"])
+    assert not tracker.has_model("student-1")
+    tracker.model(str(classifier), "student-1", input_example=["a goal"])
     assert capfd.readouterr() == ("", "")
     tracker.finish()
+    again = open_tracker(config, run)
+    for one in (tracker, again):
+        assert one.has_model("student-1") and not one.has_model("student-2")
+    again.finish()
     address = f"runs:/{tracker.run_id}/model"
     # softmax of (0, 0, 5): e^5 / (e^5 + 2)
     expected = {"label": "sport", "score": pytest.approx(math.exp(5) / (math.exp(5) + 2), abs=1e-4)}
@@ -298,7 +303,8 @@ def test_a_folder_that_is_no_model_costs_a_warning(
     config: TrackingConfig, run: RunFolder, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracker = open_tracker(config, run)
-    tracker.model(str(tmp_path / "nothing"))
+    tracker.model(str(tmp_path / "nothing"), "student-1")
+    assert not tracker.has_model("student-1")
     (record,) = caplog.records
     assert (record.name, record.levelno) == ("muki_ray", logging.WARNING)
     assert "did not take the run's model" in record.getMessage()
@@ -316,7 +322,8 @@ def test_disabled_records_nothing(run: RunFolder, tmp_path: Path, classifier: Pa
     tracker.text("a.txt", "a")
     tracker.binary("a.png", b"a")
     tracker.corpus("news", "0" * 16, "/x")
-    tracker.model(str(classifier), ["a"])
+    tracker.model(str(classifier), "student-1", ["a"])
+    assert tracker.has_model("student-1"), "there is nothing to do"
     tracker.finish("FAILED")
     assert (tracker.run_id, tracker.uri, tracker.ui_command) == (None, None, None)
     assert list(tmp_path.iterdir()) == []
@@ -416,7 +423,7 @@ def test_what_a_broken_database_missed_it_gets_when_it_is_whole_again(
     messages = [record.getMessage() for record in caplog.records]
     assert [message.split(" (")[0] for message in messages] == [
         "MLflow does not answer",
-        "MLflow has not got the run's end, metrics, params; run again to record what it lacks",
+        "MLflow has not got the run's end, metrics, params; run again to record what it lacks, but for a training's curves",
     ], "one line however often it fails, and one at the end"
     assert all("\n" not in message for message in messages)
     copy.write_bytes(whole)

@@ -98,4 +98,6 @@ def test_the_end_is_tried_even_while_it_is_left_alone(
     speaker.store.away = True
     speaker.say("c")
     speaker.outbox.close()
-    assert said(caplog)[-1] == "MLflow has not got the run's words; run again to record what it lacks"
+    assert said(caplog)[-1] == (
+        "MLflow has not got the run's words; run again to record what it lacks, but for a training's curves"
+    )

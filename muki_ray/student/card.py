@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from muki_ray import filesystem as locations
+from muki_ray.uncertainty import SAMPLED
 
 TAGS = ["muki-ray", "knowledge-integration"]
 # what the baselines do, by the method's kind
@@ -70,7 +71,9 @@ def model_card(
     return (
         _template()
         .render(
-            front_matter=_front_matter(hub_teachers, results, TAGS if baseline else [*TAGS, "mc-dropout"]),
+            front_matter=_front_matter(
+                hub_teachers, results, [*TAGS, "mc-dropout"] if _dropout_counts(method) else TAGS
+            ),
             labels=labels,
             teachers=[_teacher(teacher) for teacher in teachers],
             base_model=base_model if is_hub_id(base_model) else None,
@@ -85,6 +88,11 @@ def model_card(
         .rstrip()
         + "\n"
     )
+
+
+def _dropout_counts(method: Mapping[str, Any]) -> bool:
+    """Whether Monte-Carlo samples had a say in the targets."""
+    return bool(method.get("samples")) and (bool(method["cotraining"]) or method["score"] in SAMPLED)
 
 
 def is_hub_id(model: str) -> bool:

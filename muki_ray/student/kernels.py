@@ -140,20 +140,26 @@ class EmbeddingGradient:
     """The gradient of an embedding `[V, H]`, kept between steps: only rows that were read are written and cleared.
 
     Torch makes a dense one anew in every step, which for a large vocabulary costs more than a layer.
+
+    Attributes:
+        whole: whether something else adds to it too, anywhere: then all of it is cleared.
     """
 
     def __init__(self, weight: nn.Parameter) -> None:
         self.weight = weight
         self.rows: list[torch.Tensor] = []
+        self.whole = False
         weight.grad = torch.zeros_like(weight)
 
     def clear(self) -> None:
         """Back to zero."""
         if self.weight.grad is None:  # somebody took it away
             self.weight.grad = torch.zeros_like(self.weight)
-        for rows in self.rows:
+        if self.whole:
+            self.weight.grad.zero_()
+        for rows in self.rows if not self.whole else ():
             self.weight.grad.index_fill_(0, rows, 0.0)
-        self.rows = []
+        self.rows, self.whole = [], False
 
     def lookup(self, weight: torch.Tensor, ids: torch.Tensor, padding: int = -1) -> torch.Tensor:
         """Rows of the embedding, `[..., H]`; the row `padding` gets no gradient."""

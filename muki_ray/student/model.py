@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,18 @@ def _read(folder: Path, what: str) -> tuple[Any, Any]:
             raise StudentError(f"{what}: cannot read {str(folder)!r}: {line(problem)}") from problem
         tokenizer = load_tokenizer(folder, what)
         set_padding(tokenizer, base, what)
+        _set_inputs(tokenizer, skeleton(base, what))
     return base, tokenizer
+
+
+def _set_inputs(tokenizer: Any, model: Any) -> None:
+    """Have the tokenizer make what the model takes, and the mask always: without it padding is read as text."""
+    taken = signature(model.forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in taken]
+    if "attention_mask" in taken and "attention_mask" not in names:
+        names.append("attention_mask")
+    if names != list(tokenizer.model_input_names):
+        tokenizer.model_input_names = names
 
 
 def _check_encoder(model: Any, info: dict[str, Any]) -> None:

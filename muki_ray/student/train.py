@@ -25,7 +25,7 @@ from muki_ray.store import fingerprint
 from muki_ray.student.loop import UNJUDGED, TrainingJob, run
 
 # part of the run's name: raise it when training changes
-TRAINING_FORMAT = 2
+TRAINING_FORMAT = 3
 # more threads than this one worker's matrices do not use
 _MOST_CPUS = 16
 

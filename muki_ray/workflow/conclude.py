@@ -50,9 +50,11 @@ def conclude(
     else:
         student.write_bytes("README.md", card.encode())
     _report(run, statistics, assessment)
-    if run.config.tracking.log_model and fresh and run.tracker.run_id:
+    at = run.metrics.get("calibration", {}).get("temperature")
+    version = training if at is None else f"{training} at temperature {at:.6g}"
+    if run.config.tracking.log_model and not run.tracker.has_model(version):
         with _spoken("logging the model to MLflow"):
-            run.tracker.model(student.location)
+            run.tracker.model(student.location, version)
     return RunResult(student.shown, run.metrics, _summary(run, assessment.examples if assessment else ()))
 
 

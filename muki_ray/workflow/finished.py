@@ -55,16 +55,22 @@ def check_finished(config: IntegrateConfig, student: Folder) -> None:
 
 
 def _settings(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values that shape the student, by dotted key."""
-    if isinstance(content, Mapping):
+    """All values that shape the student, by dotted key; lists of paths and of columns, and maps of labels, are one value."""
+    last = key.rpartition(".")[2]
+    if isinstance(content, Mapping) and last != "labels":
         for name, value in content.items():
             dotted = f"{key}.{name}" if key else str(name)
             of_teacher = key.startswith("teachers.") and name in _ELSEWHERE_OF_TEACHERS
             if dotted not in _ELSEWHERE and not of_teacher:
                 yield from _settings(value, dotted)
-    elif isinstance(content, list):
+    elif isinstance(content, list) and last == "teachers":
         for number, value in enumerate(content):
             yield from _settings(value, f"{key}.{number}")
     else:
-        place = key.rstrip(".0123456789").rpartition(".")[2] in _PLACES
-        yield key, str(content).rstrip("/").rpartition("/")[2] if place and content is not None else content
+        yield key, _last_part(content) if last in _PLACES else content
+
+
+def _last_part(place: Any) -> Any:
+    if isinstance(place, list):
+        return [_last_part(one) for one in place]
+    return place.rstrip("/").rpartition("/")[2] if isinstance(place, str) else place

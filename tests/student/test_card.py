@@ -11,7 +11,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from muki_ray.config import TrainingConfig
-from muki_ray.config_method import MukiMethod, PaperMethod
+from muki_ray.config_method import MukiMethod, PaperMethod, UhcMethod
 from muki_ray.student.card import is_hub_id, model_card
 
 LABELS = ["business", "positive|good", "sport"]
@@ -50,6 +50,22 @@ def test_front_matter_without_metrics() -> None:
         "base_model_relation": "merge",
         "tags": ["muki-ray", "knowledge-integration", "mc-dropout"],
     }
+
+
+@pytest.mark.parametrize(
+    ("method", "tagged"),
+    [
+        (MukiMethod(cotraining=False), True),
+        (MukiMethod(samples=0, score="entropy"), False),
+        (MukiMethod(score="entropy"), True),
+        (MukiMethod(score="entropy", cotraining=False), False),
+        (PaperMethod(), True),
+        (UhcMethod(), False),
+    ],
+)
+def test_dropout_is_named_where_it_had_a_say(method: Any, tagged: bool) -> None:
+    found = front_matter(card(method=method.model_dump(mode="json")))["tags"]
+    assert ("mc-dropout" in found) == tagged
 
 
 def test_front_matter_with_metrics_is_a_model_index_that_the_hub_reads_back() -> None:

@@ -126,9 +126,10 @@ def test_the_same_seed_gives_the_same_weights(tmp_path: Path) -> None:
     assert not torch.equal(first["classifier.weight"], trained(other, tmp_path / "c")["classifier.weight"])
 
 
-def test_accumulated_gradients_are_the_whole_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [1, 3, 7])  # 8 rows by 7 leave one alone
+def test_accumulated_gradients_are_the_whole_batch(size: int, tmp_path: Path) -> None:
     whole = toy.job(tmp_path, epochs=1)
-    parts = replace(whole, training=whole.training.model_copy(update={"micro_batch_size": 3}))
+    parts = replace(whole, training=whole.training.model_copy(update={"micro_batch_size": size}))
     close(trained(whole, tmp_path / "a"), trained(parts, tmp_path / "b"), atol=1e-5)
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from muki_ray.config import StudentConfig
 from muki_ray.errors import StudentError
@@ -242,3 +243,18 @@ def test_a_base_that_changed_since_it_was_inspected(tmp_path: Path) -> None:
     tiny.base(folder, seed=1)
     with pytest.raises(StudentError, match="differs from the one the driver saw"):
         build_student(spec, LABELS, 0, None)
+
+
+@pytest.mark.parametrize("names", [["input_ids"], ["input_ids", "token_type_ids"]])
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_a_tokenizer_makes_what_the_model_takes(kind: str, names: list[str], tmp_path: Path) -> None:
+    """Without the mask padding would be read as text, by the student and by all who load it."""
+    folder = tiny.base(tmp_path / "base", kind)
+    edit(folder, "tokenizer_config.json", model_input_names=names)
+    model, tokenizer = build_student(inspected(folder), LABELS, seed=3, dropout=0.0)
+    pair = tokenizer(["chip phone a of in", "good"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        alone = model(**tokenizer(["good"], return_tensors="pt")).logits
+        torch.testing.assert_close(model(**pair).logits[1:], alone, atol=1e-5, rtol=1e-4)
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert "attention_mask" in AutoTokenizer.from_pretrained(tmp_path / "saved")("good")
