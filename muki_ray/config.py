@@ -39,7 +39,8 @@ class ActorResources(Section):
         default=None, description="CPUs per actor; default: planned from the cluster"
     )
     num_gpus: Gpus | None = Field(
-        default=None, description="GPUs per actor; default: 1 where the cluster has GPUs"
+        default=None,
+        description="GPUs per actor; default: 1 where the cluster has GPUs, or the teacher asks for cuda; none with device: cpu",
     )
     accelerator_type: str | None = Field(default=None, description="Ray accelerator type, such as A100")
     min_actors: Count = 1
@@ -83,14 +84,17 @@ class TeacherConfig(Section):
     revision: str | None = None
     labels: Renamed | None = Field(
         default=None,
-        description="rename labels: {name in the model: name in the union}; names that are only numbers, or LABEL_0, must be in it",
+        description="rename labels: {name in the model: name in the union}; what only says where it stands (LABEL_0, 0, class 1) must be in it",
     )
     merge_labels: bool = Field(default=False, description="allow two labels of this teacher to become one")
     max_length: Count | None = Field(
         default=None, description="tokens; default: what the tokenizer and model allow, at most 512"
     )
     dtype: Dtype = Field(default="auto", description="auto: bfloat16 where the hardware has it, else float32")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto",
+        description="auto: a GPU where the cluster has any; cuda: waits for one, or is refused",
+    )
     adapter: str | None = Field(
         default=None, description="LoRA adapter on top of `model`: hub id or folder (needs peft)"
     )

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from muki_ray.errors import LabelError
 
-# what tools write where nobody named the labels: positions, with or without a word
-_UNNAMED = re.compile(r"(label|class)?[ _-]?\d+", re.IGNORECASE)
+# what tools write where nobody named the labels: positions, from 0 or 1, with or without a word
+_NUMBERED = re.compile(r"(?:label|class)?[ _-]?(\d+)", re.IGNORECASE)
+_UNNAMED = re.compile(r"LABEL_\d+")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,12 @@ class LabelSpace:
         return tuple(m for m, index in enumerate(self.index) if position is not None and position in index)
 
 
+def _is_position(name: str, position: int) -> bool:
+    """Whether a label is called by where it stands; other numbers, such as `404` or `2019`, are names."""
+    found = _NUMBERED.fullmatch(name)
+    return found is not None and (bool(_UNNAMED.fullmatch(name)) or int(found[1]) in (position, position + 1))
+
+
 def teacher_labels(
     teacher: str,
     id2label: Mapping[int, str],
@@ -105,7 +112,7 @@ def teacher_labels(
             f"{_short(own)}; use the model's own names"
         )
     names = [rename.get(name, name).strip() for name in own]
-    unnamed = [name for name in own if name not in rename and _UNNAMED.fullmatch(name.strip())]
+    unnamed = [name for i, name in enumerate(own) if name not in rename and _is_position(name.strip(), i)]
     if unnamed:
         key = unnamed[0] if unnamed[0].isidentifier() else f'"{unnamed[0]}"'  # a bare 0 is no text in YAML
         raise LabelError(

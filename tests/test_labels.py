@@ -56,7 +56,7 @@ def test_unnamed_labels_can_be_named() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["0", "10", "-1", "label_0", "LABEL 0", "Label0", "label-0", "class_0", "CLASS 3", "class12", " 1 ", "LABEL_1"],
+    ["1", "2", "-1", "label_1", "LABEL 1", "Label2", "label-1", "class_1", "CLASS 2", "class01", " 1 ", "LABEL_7"],
 )  # fmt: skip
 def test_positions_for_names_are_names_only_where_the_user_says_so(name: str) -> None:
     own = {0: "good", 1: name}
@@ -70,7 +70,24 @@ def test_positions_for_names_are_names_only_where_the_user_says_so(name: str) ->
 
 
 @pytest.mark.parametrize(
-    "name", ["1 star", "4 stars", "1e3", "3.5", "2024-25", "0_1", "class", "label", "class_a", "B2", "f-16"]
+    "name",
+    [
+        "404",
+        "2019",
+        "CLASS 3",
+        "label_0",
+        "1 star",
+        "4 stars",
+        "1e3",
+        "3.5",
+        "2024-25",
+        "0_1",
+        "class",
+        "label",
+        "class_a",
+        "B2",
+        "f-16",
+    ],
 )
 def test_names_with_numbers_in_them_are_names(name: str) -> None:
     assert teacher_labels("t", {0: "x", 1: name}).names == ("x", name)

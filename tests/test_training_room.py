@@ -30,6 +30,7 @@ def check(there: Cluster, output: str = "/run", **settings: Any) -> None:
     [
         (cluster(SMALL), {}),
         (cluster(SMALL), {"num_cpus": 16}),  # one worker trains in this process, which asks Ray for nothing
+        (cluster(SMALL), {"accelerator_type": "A100"}),  # and so does a kind of GPU that is not there
         (cluster(SMALL), {"num_workers": 2}),
         (cluster(A100, A100), {"num_workers": 2, "accelerator_type": "A100"}),
         (cluster(SMALL, may_grow=True), {"num_workers": 4, "num_gpus": 1}),  # nobody knows what may come
@@ -50,8 +51,8 @@ def test_there_is_room(there: Cluster, settings: dict[str, Any]) -> None:
         ),
         (cluster(SMALL), {"num_gpus": 1}, r"^training asks for 1 workers with . CPUs and 1 GPUs each"),
         (cluster(A100), {"num_workers": 2}, r"1 GPUs each, .* 1 GPUs that there are"),
-        (cluster(A100, A100), {"num_gpus": 2}, "2 GPUs each"),  # no node has two
-        (cluster(A100), {"accelerator_type": "H100"}, "of type 'H100' each"),
+        (cluster(A100, may_grow=True, may_add=(A100,)), {"num_gpus": 2}, "2 GPUs each"),  # no node has two
+        (cluster(A100, may_grow=True, may_add=(A100,)), {"accelerator_type": "H100"}, "of type 'H100' each"),
         (cluster(SMALL, may_grow=True, may_add=(A100,)), {"num_workers": 2, "num_gpus": 1}, "do not fit"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,6 +163,42 @@ def test_evaluate_again_on_another_test_set(job: Path) -> None:
     found = metrics(job)
     assert found["rows_tested"] == 7
     assert found["rows"]["scored"] == {"one": 7, "two": 7}
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("training.epochs=3", r"it would be trained otherwise \(training\.epochs is 3, was 2\)"),
+        ("method.smoothing=0.3", r"its teachers would be integrated otherwise \(method\.smoothing is 0\.3, was 0\.1\)"),
+        ("method.samples=5", r"teacher 'one' would first have to score 4 shards of the corpus \(method\.samples is 5, was 4\)"),
+        ("corpus.limit=40", r"teacher 'one' would first have to score 3 shards of the corpus \(corpus\.limit is 40, was None\)"),
+    ],
+)  # fmt: skip
+def test_evaluate_refuses_what_the_student_was_not_made_with(
+    job: Path, override: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And leaves the run as it is."""
+    kept = [job / "run" / name for name in ("config.yaml", "student/README.md", "report/metrics.json")]
+    before = [path.read_bytes() for path in kept]
+    capsys.readouterr()
+    assert main(["evaluate", str(job / "config.yaml"), override]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(
+        rf"^error: the student at '.*' was not made with this configuration: {reason}; evaluate with", last
+    )
+    assert [path.read_bytes() for path in kept] == before
+    state = json.loads((job / "run" / "tracking.json").read_text())
+    assert (
+        mlflow.MlflowClient(f"sqlite:///{job / 'run' / 'mlflow.db'}").get_run(state["run_id"]).info.status
+        == "FINISHED"
+    )
+
+
+@pytest.mark.parametrize(
+    "override", ["training.num_workers=2", "teachers.0.allow_pickle=true", "training.max_failures=0"]
+)  # fmt: skip
+def test_evaluate_minds_only_what_makes_the_student(job: Path, override: str) -> None:
+    assert main(["evaluate", str(job / "config.yaml"), override]) == 0
 
 
 def test_a_machine_of_ones_own_trains_the_same_student_in_the_driver(

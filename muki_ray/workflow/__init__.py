@@ -23,9 +23,9 @@ from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import RunFolder
 from muki_ray.student.export import exported
 from muki_ray.teachers.spec import TeacherSpec
-from muki_ray.tracking import open_tracker
+from muki_ray.tracking import Status, open_tracker
 from muki_ray.workflow.conclude import conclude
-from muki_ray.workflow.finished import check_finished
+from muki_ray.workflow.finished import check_made_with
 from muki_ray.workflow.learn import check_room, reader, train
 from muki_ray.workflow.plan import WORTH_MEASURING, Plan, draw_up, measured
 from muki_ray.workflow.prepare import inspect_all, read_corpora, settled
@@ -57,7 +57,11 @@ def evaluate(config: IntegrateConfig) -> RunResult:
         raise ConfigError(
             "evaluation needs a labelled test set; add corpus.test: {path: ..., text: ..., label: ...}"
         )
-    check_finished(config, RunFolder(locations.absolute(config.output)).student)
+    student = RunFolder(locations.absolute(config.output)).student
+    if exported(student) is None:
+        raise ConfigError(
+            f"no finished student at {student.shown!r}; run integrate with this configuration first"
+        )
     return _execute(config, may_train=False)
 
 
@@ -81,9 +85,10 @@ def plan(config: IntegrateConfig) -> PlanResult:
     specs, space, _ = inspect_all(config)
     corpora = read_corpora(config, RunFolder(config.output), space)
     with connected() as cluster, users_errors():
-        if exported(RunFolder(config.output).student) is None:
+        drawn = draw_up(config, _tasks(config, specs, corpora, cluster), cluster)
+        if drawn.waves:
             check_room(config.training, RunFolder(config.output), cluster)
-        drawn = measured(draw_up(config, _tasks(config, specs, corpora, cluster), cluster))
+        drawn = measured(drawn)
         return PlanResult(drawn, "\n".join(_lines(drawn, space, cluster)))
 
 
@@ -106,22 +111,29 @@ def _execute(config: IntegrateConfig, may_train: bool) -> RunResult:
     folder = RunFolder(config.output)
     specs, space, student = inspect_all(config)
     corpora = read_corpora(config, folder, space)
-    folder.root.write_bytes("config.yaml", to_yaml(config).encode())
     tracker = open_tracker(config.tracking, folder)
+    touched = may_train  # what is asked of a finished student may be refused, and then changes nothing
     try:
         run = Run(config, folder, specs, space, student, corpora, tracker)
-        _record_inputs(run)
+        if may_train:
+            _record_inputs(run)
         with connected() as cluster, users_errors():
+            if not may_train:
+                check_made_with(run, _tasks(config, specs, corpora, cluster), cluster)
+                touched = True
+                _record_inputs(run)
             result = _stages(run, cluster, may_train)
         tracker.finish("FINISHED")
     except BaseException as error:
         # Ray turns a SIGTERM, with which clusters end a job, into SystemExit
-        tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+        status: Status = "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        tracker.finish(status if touched else "FINISHED")
         raise
     return result
 
 
 def _record_inputs(run: Run) -> None:
+    run.folder.root.write_bytes("config.yaml", to_yaml(run.config).encode())
     run.tracker.params(run.config.model_dump(mode="json"))
     run.tracker.text("config.yaml", to_yaml(run.config))
     run.tracker.tags({f"fingerprint.{spec.name}": spec.fingerprint for spec in run.specs})
@@ -133,11 +145,11 @@ def _record_inputs(run: Run) -> None:
 
 def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     config = run.config
-    if may_train and exported(run.folder.student) is None:
-        check_room(config.training, run.folder, cluster)
     tasks = _tasks(config, run.specs, run.corpora, cluster)
     streaming = together(run, tasks, cluster) if may_train else None
     drawn = streaming.plan if streaming else draw_up(config, tasks, cluster)
+    if may_train and drawn.waves:
+        check_room(config.training, run.folder, cluster)
     if sum(drawn.to_score.values()) >= WORTH_MEASURING:
         drawn = measured(drawn)
     lines = _lines(drawn, run.space, cluster)

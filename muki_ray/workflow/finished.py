@@ -1,76 +1,88 @@
-"""A student that is finished, and the configuration it was made with.
+"""A student that is finished, and whether a configuration is the one it was made with.
 
-Knows the run folder and configurations; knows no Ray.
+Fingerprints decide: what they do not hold does not change the student. Settings are compared only to say what differs.
+Knows the run folder and the stages' names; starts nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from muki_ray.config import IntegrateConfig, to_yaml
 from muki_ray.errors import ConfigError
+from muki_ray.pipeline import ScoringTask
+from muki_ray.runtime import Cluster
 from muki_ray.store import Folder
-from muki_ray.student.export import exported
+from muki_ray.workflow.learn import is_trained_so, reader
+from muki_ray.workflow.run import Run
+from muki_ray.workflow.score import integration
 
 CONFIG_FILE = "muki_ray.yaml"
-# what may differ: where things run, what is measured, where it is noted
-_ELSEWHERE = {
-    "output", "tracking", "corpus.test", "training.num_workers", "training.num_cpus", "training.num_gpus",
-    "training.accelerator_type", "training.max_failures", "training.checkpoint_steps",
-}  # fmt: skip
-_ELSEWHERE_OF_TEACHERS = {"resources", "device", "dtype"}
-# of these only the last part of the path is compared: a folder that was moved is the same
-_PLACES = {"model", "path", "adapter", "init"}
+# sections that have no part in the student, and so explain nothing
+_APART = {"output", "tracking", "corpus.test"}
+_MOST_DIFFERENCES = 3
 
 
-def check_finished(config: IntegrateConfig, student: Folder) -> None:
-    """That there is a student, and that this configuration is the one it was made with.
+def check_made_with(run: Run, tasks: Sequence[ScoringTask], cluster: Cluster) -> None:
+    """That the finished student is what this configuration gives.
 
     With another one, teachers would score the whole corpus again, and the student's card would tell of settings
     that it was not made with.
 
     Raises:
-        ConfigError: there is none, or it was made otherwise.
+        ConfigError: it is not.
     """
-    if exported(student) is None:
+    reason = _other(run, tasks, cluster)
+    if reason:
+        student = run.folder.student
+        found = differences(run.config, student)
+        listed = "; ".join(found[:_MOST_DIFFERENCES]) + ("; ..." if len(found) > _MOST_DIFFERENCES else "")
         raise ConfigError(
-            f"no finished student at {student.shown!r}; run integrate with this configuration first"
+            f"the student at {student.shown!r} was not made with this configuration: {reason}"
+            f"{f' ({listed})' if found else ''}; evaluate with the settings in its {CONFIG_FILE}, or run integrate for a new one"
         )
+
+
+def _other(run: Run, tasks: Sequence[ScoringTask], cluster: Cluster) -> str:
+    """What is not there that would be; empty if all is."""
+    for task in tasks:
+        shards = sum(corpus == 0 for corpus, _ in task.missing())
+        if shards:
+            return f"teacher {task.name!r} would first have to score {shards:,} shards of the corpus"
+    folder = integration(run, tasks).folder
+    facts = folder.manifest()
+    if facts is None:
+        return "its teachers would be integrated otherwise"
+    if not is_trained_so(run, reader(run, folder, facts), cluster):
+        return "it would be trained otherwise"
+    return ""
+
+
+def differences(config: IntegrateConfig, student: Folder) -> list[str]:
+    """Settings that are others than those noted beside the student, a few words each."""
     then = yaml.safe_load(student.read_bytes(CONFIG_FILE)) if student.has(CONFIG_FILE) else {}
     made, asked = dict(_settings(then)), dict(_settings(yaml.safe_load(to_yaml(config))))
-    if len(then.get("teachers", config.teachers)) != len(config.teachers):
-        differing = ["teachers"]
-        made, asked = {"teachers": len(then["teachers"])}, {"teachers": len(config.teachers)}
-    else:  # a setting that the other does not know is of another version of this package
-        differing = [key for key in asked if key in made and asked[key] != made[key]]
-    if differing:
-        key = differing[0]
-        raise ConfigError(
-            f"{key} is {asked[key]!r}, but the student at {student.shown!r} was made with {made[key]!r}; evaluate with the "
-            f"configuration in its {CONFIG_FILE}, or run integrate for a new one"
-        )
+    # a setting that the other does not know is of another version of this package
+    return [
+        f"{key} is {asked[key]!r}, was {made[key]!r}"
+        for key in asked
+        if key in made and asked[key] != made[key]
+    ]
 
 
 def _settings(content: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """All values that shape the student, by dotted key; lists of paths and of columns, and maps of labels, are one value."""
-    last = key.rpartition(".")[2]
-    if isinstance(content, Mapping) and last != "labels":
+    """All values by dotted key; lists of plain values, and maps of labels, are one value."""
+    if key in _APART:
+        return
+    if isinstance(content, Mapping) and key.rpartition(".")[2] != "labels":
         for name, value in content.items():
-            dotted = f"{key}.{name}" if key else str(name)
-            of_teacher = key.startswith("teachers.") and name in _ELSEWHERE_OF_TEACHERS
-            if dotted not in _ELSEWHERE and not of_teacher:
-                yield from _settings(value, dotted)
-    elif isinstance(content, list) and last == "teachers":
+            yield from _settings(value, f"{key}.{name}" if key else str(name))
+    elif key == "teachers" and isinstance(content, list):
+        yield key, [one.get("name") for one in content]
         for number, value in enumerate(content):
             yield from _settings(value, f"{key}.{number}")
     else:
-        yield key, _last_part(content) if last in _PLACES else content
-
-
-def _last_part(place: Any) -> Any:
-    if isinstance(place, list):
-        return [_last_part(one) for one in place]
-    return place.rstrip("/").rpartition("/")[2] if isinstance(place, str) else place
+        yield key, content

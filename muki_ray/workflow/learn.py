@@ -15,10 +15,10 @@ from muki_ray.progress import Progress, say
 from muki_ray.runtime import Cluster, heard_here, listening
 from muki_ray.store import Folder, RunFolder
 from muki_ray.student.data import Supervision, plan_split
-from muki_ray.student.export import export, exported
+from muki_ray.student.export import export, exported, origin
 from muki_ray.student.here import train_here
 from muki_ray.student.loop import TrainingJob
-from muki_ray.student.model import StudentSpec
+from muki_ray.student.model import Previous, StudentSpec
 from muki_ray.student.objectives import objective_of
 from muki_ray.student.previous import start
 from muki_ray.student.streaming import Stream, Watch, first_weight_mean
@@ -61,18 +61,7 @@ def train(
     Args:
         beside: says on the progress line what else is going on.
     """
-    config = run.config
-    cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
-    teachers = [spec.resolved(on_gpu=gpus > 0) for spec in run.specs]
-    job = TrainingJob(
-        run.student,
-        run.space.names,
-        config.training,
-        supervision,
-        threads=max(1, int(cpus)),
-        objective=objective_of(config.method, run.space, teachers),
-    )
-    student = run.folder.student
+    config, job, student = run.config, _job(run, supervision, cluster), run.folder.student
 
     def named(one: StudentSpec) -> str:
         return training_name(replace(job, student=one), supervision.folder.name)
@@ -93,6 +82,31 @@ def train(
     return name
 
 
+def _job(run: Run, supervision: Supervision, cluster: Cluster) -> TrainingJob:
+    """The training that the configuration asks for, from the base model."""
+    config = run.config
+    cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
+    teachers = [spec.resolved(on_gpu=gpus > 0) for spec in run.specs]
+    return TrainingJob(
+        run.student,
+        run.space.names,
+        config.training,
+        supervision,
+        threads=max(1, int(cpus)),
+        objective=objective_of(config.method, run.space, teachers),
+    )
+
+
+def is_trained_so(run: Run, supervision: Supervision, cluster: Cluster) -> bool:
+    """Whether the finished student is what this training gives, from whatever student it was begun."""
+    made = origin(run.folder.student)
+    begun = None if made.previous is None else Previous("", made.previous)
+    job = _job(run, supervision, cluster)
+    return made.training == training_name(
+        replace(job, student=replace(job.student, previous=begun)), supervision.folder.name
+    )
+
+
 def _beginning(spec: StudentSpec, student: Folder) -> str:
     if spec.previous is not None:
         return f"training: starts from the student in {locations.redact(spec.previous.location)}"
@@ -105,16 +119,17 @@ def check_room(training: TrainingConfig, folder: RunFolder, cluster: Cluster) ->
     Raises:
         ResourceError: they do not, and no autoscaler may add what they need.
     """
+    if trains_here(training, folder, cluster):  # this process asks Ray for nothing
+        return
     cpus, gpus = worker_cpus(training, cluster.reach, cluster.places)
     known = bool(cluster.may_add) or not cluster.may_grow
-    asked = 0.0 if trains_here(training, folder, cluster) else cpus  # this process asks Ray for no CPUs
     room = Room(cluster.places or (cluster.reach,))
-    if known and not room.take(training.num_workers, asked, gpus, training.accelerator_type):
+    if known and not room.take(training.num_workers, cpus, gpus, training.accelerator_type):
         kind = f" of type {training.accelerator_type!r}" if training.accelerator_type else ""
         raise ResourceError(
             f"training asks for {training.num_workers} workers with {cpus:g} CPUs and {gpus:g} GPUs{kind} each, which do not "
             f"fit the {cluster.reach.get('CPU', 0):g} CPUs and {cluster.reach.get('GPU', 0):g} GPUs that there are or may "
-            "come; lower training.num_workers, num_cpus or num_gpus, or use a larger cluster"
+            "come; change training.num_workers, num_cpus, num_gpus or accelerator_type, or use a larger cluster"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from muki_ray.learned import must_learn
 from muki_ray.pipeline import (
     IntegrationTask,
+    ScoringTask,
     finish_evidence,
     finish_supervision,
     learn_from_corpus,
@@ -78,16 +79,16 @@ def scoring(run: Run, plan: Plan) -> Iterator[tuple[Scoring, Messenger]]:
             yield stage, messenger
 
 
-def integration(run: Run, plan: Plan) -> IntegrationTask:
+def integration(run: Run, tasks: Sequence[ScoringTask]) -> IntegrationTask:
     """What makes supervision of the teachers' evidence, as the configuration says."""
-    first, tasks = run.first_shards, plan.tasks
+    first = run.first_shards
     folder = supervision_folder(tasks, run.space, run.config.method, run.folder, first)
-    return IntegrationTask(tasks, run.space, run.config.method, folder, first=first)
+    return IntegrationTask(tuple(tasks), run.space, run.config.method, folder, first=first)
 
 
 def score_and_integrate(run: Run, plan: Plan) -> tuple[Folder, dict[str, Any]]:
     """Evidence and supervision, from the store where they are there."""
-    tasks, waves, task = list(plan.tasks), plan.waves, integration(run, plan)
+    tasks, waves, task = list(plan.tasks), plan.waves, integration(run, plan.tasks)
     facts = task.folder.manifest()
     with scoring(run, plan) as (stage, messenger):
         # what learns from the corpus must have seen it: then integration is a pass of its own, without models

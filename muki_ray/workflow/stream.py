@@ -62,7 +62,7 @@ def together(run: Run, tasks: Sequence[ScoringTask], cluster: Cluster) -> Togeth
     if run.first_shards is None:
         say("training: after scoring, for the corpus has no more rows than are learned from first")
         return None
-    if not plan.waves or integration(run, plan).folder.manifest() is not None:
+    if not plan.waves or integration(run, plan.tasks).folder.manifest() is not None:
         return None  # the corpus is scored
     here = trains_here(config.training, run.folder, cluster)
     cpus, gpus = worker_cpus(config.training, cluster.reach, cluster.places)
@@ -103,7 +103,7 @@ def score_and_train(run: Run, planned: Together, cluster: Cluster) -> tuple[Fold
     Raises:
         UserError: what either side met; the other is ended.
     """
-    tasks, task = list(planned.plan.tasks), integration(run, planned.plan)
+    tasks, task = list(planned.plan.tasks), integration(run, planned.plan.tasks)
     first = task.first
     assert first is not None, "`together` sees to that"
     ready: Future[None] = Future()
