@@ -19,12 +19,15 @@ doubt is left, that stays.
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
 the text's classifier says of the rows that the scores are surest of: were they taken from the beliefs, scores that lean
-to one teacher throughout would lean further with each round. What this cannot mend: where one teacher owns nearly all
-and the texts tell teachers apart badly, the others are overrated. Beliefs are probabilities over the teachers.
+to one teacher throughout would lean further with each round. For the same reason texts in several scripts
+(`scripts.py`) are compared with texts in their own: a teacher that was tuned in English is surer of any English text, and
+that text looks like English is no witness of its own. Both views are taken less their mean over the script, and each
+script has shares of its own. What this cannot mend: languages in one script; and where one teacher owns nearly all and
+the texts tell teachers apart badly, the others are overrated. Beliefs are probabilities over the teachers.
 
 Pure: arrays and texts in, arrays out. Knows no files, no models, no Ray.
 
-Shapes: N rows, S rows of a sample, M teachers, F folds, D columns of the text's view, X scores of a row.
+Shapes: N rows, S rows of a sample, M teachers, F folds, G scripts, D columns of the text's view, X scores of a row.
 """
 
 from __future__ import annotations
@@ -43,6 +46,7 @@ from threadpoolctl import threadpool_limits
 
 from muki_ray.cotraining_start import Start, by_rank, by_score, start_of
 from muki_ray.errors import StoreError
+from muki_ray.scripts import group_of, groups
 from muki_ray.text_view import axes, counts, folds, rarity, view
 from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, Floats, TeacherEvidence, scores, softmax
 
@@ -89,21 +93,23 @@ class CoTraining:
 
     Attributes:
         start: log odds from scores alone.
-        prior_M: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
+        scripts_G: their names; all others count as the first.
+        prior_GM: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
         emphasis_2: how many times the text's classifier counts, and the scores'.
         rarity_D: of the text's columns.
-        centre_X, scale_X: of the scores.
-        text_FDM, text_bias_FM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
+        centre_GX, scale_X: of the scores.
+        text_FDM, text_bias_FGM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
     """
 
     start: Start
-    prior_M: NDArray[np.float32]
+    scripts_G: NDArray[np.str_]
+    prior_GM: NDArray[np.float32]
     emphasis_2: NDArray[np.float32]
     rarity_D: NDArray[np.float32]
-    centre_X: NDArray[np.float32]
+    centre_GX: NDArray[np.float32]
     scale_X: NDArray[np.float32]
     text_FDM: NDArray[np.float32]
-    text_bias_FM: NDArray[np.float32]
+    text_bias_FGM: NDArray[np.float32]
     scores_FXM: NDArray[np.float32]
     scores_bias_FM: NDArray[np.float32]
 
@@ -122,15 +128,16 @@ class CoTraining:
         """
         if not len(texts):
             return np.zeros(np.shape(scores_NM))
-        place_N = folds(texts, _FOLDS)
+        place_N, group_N = folds(texts, _FOLDS), group_of(texts, self.scripts_G.tolist())
         text = view(counts(texts), self.rarity_D)
-        seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_X) / self.scale_X
-        odds = self.start(scores_NM, views_NX) + self.prior_M.astype(np.float64)
+        seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_GX[group_N]) / self.scale_X
+        odds = self.start(scores_NM, views_NX) + self.prior_GM[group_N].astype(np.float64)
         of_text, of_scores = self.emphasis_2.astype(np.float64)
         for f in range(_FOLDS):
             rows = np.flatnonzero(place_N == f)
             if len(rows):
-                odds[rows] += of_text * _said(text[rows], self.text_FDM[f], self.text_bias_FM[f])
+                bias = self.text_bias_FGM[f, group_N[rows]]
+                odds[rows] += of_text * _said(text[rows], self.text_FDM[f], bias)
                 odds[rows] += of_scores * _said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
         return softmax(odds)
 
@@ -177,17 +184,22 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
         raise ValueError("co-training needs rows to learn from, got none")
     counted = counts(texts)
     rarity_D = rarity(counted)
-    centre_X, scale_X = views_SX.mean(axis=0).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
+    scripts_G = groups(texts)
+    group_S = group_of(texts, scripts_G)
+    centre_GX, scale_X = _means(views_SX, group_S).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
     place_S = folds(texts, _FOLDS)
     with threadpool_limits(1):
         words = view(counted, rarity_D)
         axes_DL = axes(words)
-        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (views_SX - centre_X) / scale_X
+        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (views_SX - centre_GX[group_S]) / scale_X
+        # of one script alone the classifier's bias is as good
+        mean_GL = _means(text, group_S) if len(scripts_G) > 1 else np.zeros((1, text.shape[1]))
+        text -= mean_GL[group_S]
 
         def taught(start: Start) -> _Taught:
             views = _View(text, place_S, _TEXT_PENALTY), _View(seen, place_S, _SCORES_PENALTY)
-            return _teach(start(scores_SM, views_SX), *views)
+            return _teach(start(scores_SM, views_SX), *views, group_S)
 
         start: Start = by_score(scores_SM)
         found = taught(start)
@@ -196,11 +208,17 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
             anew = taught(other)
             if anew.doubt < _RESOLVED * found.doubt:
                 start, found = other, anew
-    axes_FLM, text_bias_FM = found.text.coefficients()
+    axes_FLM, bias_FM = found.text.coefficients()
+    bias_FGM = bias_FM[:, None] - np.matmul(mean_GL.astype(np.float32), axes_FLM)
     return CoTraining(
-        start, found.prior_M.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D, centre_X, scale_X,
-        np.matmul(axes_DL, axes_FLM), text_bias_FM, *found.seen.coefficients(),
+        start, np.array(scripts_G), found.prior_GM.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D,
+        centre_GX, scale_X, np.matmul(axes_DL, axes_FLM), bias_FGM, *found.seen.coefficients(),
     )  # fmt: skip
+
+
+def _means(rows: Matrix, group_S: NDArray[np.int64]) -> Matrix:
+    """Of each group's rows: `[G, width]`."""
+    return np.stack([rows[group_S == g].mean(axis=0) for g in range(int(group_S.max()) + 1)])
 
 
 @dataclass(frozen=True)
@@ -208,7 +226,7 @@ class _Taught:
     """What the rounds have come to: beliefs `[S, M]`, the prior's log odds, emphases, and the classifiers."""
 
     belief: Matrix
-    prior_M: Matrix
+    prior_GM: Matrix
     emphasis_2: Matrix
     text: _View
     seen: _View
@@ -219,23 +237,32 @@ class _Taught:
         return 1.0 - float(self.belief.max(axis=1).mean())
 
 
-def _teach(start: Matrix, text: _View, seen: _View) -> _Taught:
+def _teach(start: Matrix, text: _View, seen: _View, group_S: NDArray[np.int64]) -> _Taught:
     """The rounds, from log odds of each row's owner, `[S, M]`."""
     first = belief = softmax(start)
-    share_M = None
+    members = [np.flatnonzero(group_S == g) for g in range(int(group_S.max()) + 1)]
+    share_GM = None
     for _ in range(_ROUNDS):
         weight_S = _sure(belief) ** _DOUBT
         of_text = text.learn(belief, weight_S)
         heard = np.exp(of_text)
-        if share_M is None:
-            share_M = shares(heard, first)
+        if share_GM is None:
+            share_GM = np.stack([shares(heard[rows], first[rows]) for rows in members])
         of_scores = seen.learn(heard, np.ones(len(heard)))
-        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S)) for one in (of_text, of_scores))
+        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, members)) for one in (of_text, of_scores))
         # both say what they were taught: their own shares go, the estimated ones come
         taught_M = weight_S @ belief / weight_S.sum()
-        prior_M = max(a, b) * np.log(share_M) - a * _log(taught_M) - b * _log(heard.mean(axis=0))
-        belief = softmax(start + a * of_text + b * of_scores + prior_M)
-    return _Taught(belief, prior_M, np.array([a, b]), text, seen)
+        by_text_GM = _log(taught_M) + _leaning(of_text, members)
+        by_scores_GM = _log(heard.mean(axis=0)) + _leaning(of_scores, members)
+        prior_GM = max(a, b) * np.log(share_GM) - a * by_text_GM - b * by_scores_GM
+        belief = softmax(start + a * of_text + b * of_scores + prior_GM[group_S])
+    return _Taught(belief, prior_GM, np.array([a, b]), text, seen)
+
+
+def _leaning(said_SM: Matrix, members: Sequence[NDArray[np.int64]]) -> Matrix:
+    """What a classifier says of each group beside what it says of all, as log odds: `[G, M]`; of one group, 0."""
+    said = np.exp(said_SM)
+    return np.stack([_log(said[rows].mean(axis=0)) for rows in members]) - _log(said.mean(axis=0))
 
 
 def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
@@ -262,22 +289,28 @@ def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
     return np.asarray(found / found.sum())
 
 
-def _slope(said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix) -> float:
+def _slope(
+    said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix, members: Sequence[NDArray[np.int64]]
+) -> float:
     """How far what a classifier says of rows that it has not learned from agrees with the beliefs: 1 is as it says.
 
-    The power of its probabilities, beside shares of their own, that comes closest to the beliefs (Platt's slope); 0
-    where it says nothing, or the contrary.
+    The power of its probabilities, beside shares of each group's own, that comes closest to the beliefs (Platt's slope);
+    0 where it says nothing, or the contrary.
     """
     away = said_SM - said_SM.mean(axis=0)
+    group_S = np.zeros(len(said_SM), dtype=np.int64)
+    for g, rows in enumerate(members):
+        group_S[rows] = g
 
     def loss(found: Matrix) -> tuple[float, Matrix]:
-        logs = log_softmax(found[0] * away + found[1:], axis=1)
+        share_GM = found[1:].reshape(len(members), -1)
+        logs = log_softmax(found[0] * away + share_GM[group_S], axis=1)
         off = weight_S[:, None] * (np.exp(logs) - belief_SM)
-        return -float((weight_S[:, None] * belief_SM * logs).sum()), np.append(
-            (off * away).sum(), off.sum(axis=0)
-        )
+        of_groups = [off[rows].sum(axis=0) for rows in members]
+        value = -float((weight_S[:, None] * belief_SM * logs).sum())
+        return value, np.concatenate([[(off * away).sum()], *of_groups])
 
-    start = np.append(1.0, _log(belief_SM.mean(axis=0)))
+    start = np.concatenate([[1.0], *(_log(belief_SM[rows].mean(axis=0)) for rows in members)])
     return max(0.0, float(minimize(loss, start, jac=True, method="L-BFGS-B").x[0]))
 
 

@@ -74,6 +74,48 @@ def test_scores_that_lean_to_one_teacher_do_not_take_the_choice_along(share: tup
     np.testing.assert_allclose(belief.mean(axis=0), share, atol=0.1)
 
 
+CYRILLIC = str.maketrans("abcdefghijklmnopqrstuvwxyz", "абцдефгхийклмнопярстувщхыз")
+
+
+def two_scripts(
+    share_of_first: tuple[float, float], lean: float
+) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """Rows in Latin and in Cyrillic script.
+
+    Args:
+        share_of_first: share of the rows that the first teacher owns, in either script.
+        lean: how much surer each teacher is of one script, the first of Latin, whoever owns the row.
+    """
+    rng = np.random.default_rng(0)
+    cyrillic = np.arange(1200) % 2
+    owner = (rng.random(1200) >= np.take(share_of_first, cyrillic)).astype(int)
+    own = np.eye(2)[owner] + lean * np.eye(2)[cyrillic] + 0.5 * rng.standard_normal((1200, 2))
+    texts = [t.translate(CYRILLIC) if c else t for t, c in zip(written(owner, rng), cyrillic, strict=True)]
+    return owner, own, texts, cyrillic
+
+
+def test_being_surer_of_a_script_is_not_knowing_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    owner, noisy, texts, cyrillic = two_scripts((0.5, 0.5), 0.6)
+
+    def wrong() -> float:
+        return 1 - accuracy(fit_cotraining(noisy, noisy, texts)(noisy, noisy, texts), owner)
+
+    belief = fit_cotraining(noisy, noisy, texts)(noisy, noisy, texts)
+    mended = wrong()
+    assert mended < 0.5 * (1 - accuracy(noisy, owner))
+    for part in (0, 1):
+        np.testing.assert_allclose(belief[cyrillic == part].mean(axis=0), [0.5, 0.5], atol=0.15)
+    monkeypatch.setattr(cotraining, "groups", lambda texts: ["LATIN"])
+    assert wrong() > 1.5 * mended, "taken together, the script would be taken for the owner"
+
+
+@pytest.mark.parametrize(("share", "lean"), [((0.9, 0.1), 0.0), ((0.7, 0.3), 0.3)])
+def test_a_script_that_does_tell_the_owner_still_does(share: tuple[float, float], lean: float) -> None:
+    owner, noisy, texts, _ = two_scripts(share, lean)
+    belief = fit_cotraining(noisy, noisy, texts)(noisy, noisy, texts)
+    assert 1 - accuracy(belief, owner) < 0.6 * (1 - accuracy(noisy, owner))
+
+
 def boastful(share: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Teachers that tell their own rows well, each on a scale of its own, so that the last one wins most."""
     rng = np.random.default_rng(0)
