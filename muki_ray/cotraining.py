@@ -216,9 +216,14 @@ def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) ->
     )  # fmt: skip
 
 
+def _members(group_S: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Each group's rows."""
+    return [np.flatnonzero(group_S == g) for g in range(int(group_S.max()) + 1)]
+
+
 def _means(rows: Matrix, group_S: NDArray[np.int64]) -> Matrix:
     """Of each group's rows: `[G, width]`."""
-    return np.stack([rows[group_S == g].mean(axis=0) for g in range(int(group_S.max()) + 1)])
+    return np.stack([rows[mine].mean(axis=0) for mine in _members(group_S)])
 
 
 @dataclass(frozen=True)
@@ -240,7 +245,7 @@ class _Taught:
 def _teach(start: Matrix, text: _View, seen: _View, group_S: NDArray[np.int64]) -> _Taught:
     """The rounds, from log odds of each row's owner, `[S, M]`."""
     first = belief = softmax(start)
-    members = [np.flatnonzero(group_S == g) for g in range(int(group_S.max()) + 1)]
+    members = _members(group_S)
     share_GM = None
     for _ in range(_ROUNDS):
         weight_S = _sure(belief) ** _DOUBT
@@ -249,7 +254,7 @@ def _teach(start: Matrix, text: _View, seen: _View, group_S: NDArray[np.int64]) 
         if share_GM is None:
             share_GM = np.stack([shares(heard[rows], first[rows]) for rows in members])
         of_scores = seen.learn(heard, np.ones(len(heard)))
-        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, members)) for one in (of_text, of_scores))
+        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, group_S)) for one in (of_text, of_scores))
         # both say what they were taught: their own shares go, the estimated ones come
         taught_M = weight_S @ belief / weight_S.sum()
         by_text_GM = _log(taught_M) + _leaning(of_text, members)
@@ -289,18 +294,13 @@ def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
     return np.asarray(found / found.sum())
 
 
-def _slope(
-    said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix, members: Sequence[NDArray[np.int64]]
-) -> float:
+def _slope(said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix, group_S: NDArray[np.int64]) -> float:
     """How far what a classifier says of rows that it has not learned from agrees with the beliefs: 1 is as it says.
 
     The power of its probabilities, beside shares of each group's own, that comes closest to the beliefs (Platt's slope);
     0 where it says nothing, or the contrary.
     """
-    away = said_SM - said_SM.mean(axis=0)
-    group_S = np.zeros(len(said_SM), dtype=np.int64)
-    for g, rows in enumerate(members):
-        group_S[rows] = g
+    away, members = said_SM - said_SM.mean(axis=0), _members(group_S)
 
     def loss(found: Matrix) -> tuple[float, Matrix]:
         share_GM = found[1:].reshape(len(members), -1)
