@@ -11,10 +11,12 @@ scores look different on its own rows. So two classifiers guess the owner of a r
    that is right about rows it has not learned from, less for one that is not (`_slope`): words that say nothing of a
    row's teacher have no say.
 
-Where that leaves the classifiers in doubt, the score was a bad guide: teachers of two labels, say, are sure of nearly
-everything, each in its own measure. Then all begins anew from ranks: a row belongs to the teachers for which it is among
-the rows they are most certain of, as many as the shares that the first beginning found. Where less than half of the
-doubt is left, that stays.
+A score is a guide only where the teachers speak on one scale, so there is a second start, from ranks: of the rows with the
+same answer from a teacher, those that it is most certain of are its own, as many as if all labels had alike much of the
+corpus. Then as many as the beliefs that come of it give to a label, and so on, while that brings ranks and words closer
+(`misranked`): within an answer, what a teacher is certain of is what it knows, even where nothing else can be compared. Of
+both starts the one stays whose beliefs and whose words ranks agree with better: beliefs hold the start's own word and would
+agree by themselves, words do not but say less.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
@@ -33,58 +35,40 @@ Shapes: N rows, S rows of a sample, M teachers, F folds, G scripts, D columns of
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize, nnls
-from scipy.special import log_softmax
 from threadpoolctl import threadpool_limits
 
-from muki_ray.cotraining_start import Start, by_rank, by_score, start_of
+from muki_ray.cotraining_rounds import (
+    FOLDS,
+    SCORES_PENALTY,
+    TEXT_PENALTY,
+    Matrix,
+    Taught,
+    View,
+    means,
+    said,
+    teach,
+)
+from muki_ray.cotraining_start import Start, bins, by_rank, by_score, start_of
+from muki_ray.cotraining_views import Views
 from muki_ray.errors import StoreError
 from muki_ray.scripts import group_of, groups
 from muki_ray.text_view import axes, counts, folds, rarity, view
-from muki_ray.uncertainty import SAMPLED, SCORES, UNBOUNDED, Floats, TeacherEvidence, scores, softmax
+from muki_ray.uncertainty import softmax
 
 # rows that are learned from at most, so that fitting stays short beside scoring
 MOST_ROWS = 20_000
-_FOLDS = 3
-_ROUNDS = 3
-# classifiers that learned half-hearted beliefs speak more softly than they know: their log odds count so many times
-_EMPHASIS = 3.0
-# classifiers that end in more doubt than this begin anew, and what comes of that stays if it leaves so much of the doubt
-_DOUBTFUL, _RESOLVED = 0.1, 0.5
-# a row teaches by this power of how far its best belief is ahead
-_DOUBT = 0.5
-# how much the scores' own shares count where they are estimated; the least share, of an even one
-_CAUTION, _LEAST_SHARE = 0.03, 0.01
-# strength of the squared penalty, in rows
-_TEXT_PENALTY, _SCORES_PENALTY = 1.0, 3.0
-_STEPS = 60
-# no classifier may rule a teacher out
-_LEAST = 1e-5
+# beliefs that ranks agree with so well leave nothing to mend
+_WELL_RANKED = 0.01
+# labels are counted again at most so often, and as long as that leaves this much of the words' disagreement or less
+_RECOUNTS, _MENDED = 4, 0.98
 _LEAST_SPREAD = 1e-9
-# a score of 1 counts as so far from 1
-_NEAREST = 1e-3
-
-Matrix = NDArray[np.float64]
-
-
-def score_view(evidence: Sequence[TeacherEvidence]) -> Matrix:
-    """Every score that the evidence allows, of every teacher: `[N, X]`. The first M columns are `mc_entropy`, or `entropy`.
-
-    Scores that end at 1 crowd there, so that their distance from it comes beside them, as a logarithm.
-    """
-    sampled = all(one.mc_probs is not None for one in evidence)
-    first = "mc_entropy" if sampled else "entropy"
-    names = [first, *(name for name in SCORES if name != first and (sampled or name not in SAMPLED))]
-    found = {name: scores(name, list(evidence)) for name in names}
-    spread = [-np.log(1.0 + _NEAREST - part) for name, part in found.items() if name not in UNBOUNDED]
-    return np.concatenate([*found.values(), *spread], axis=1)
 
 
 @dataclass(frozen=True)
@@ -113,32 +97,21 @@ class CoTraining:
     scores_FXM: NDArray[np.float32]
     scores_bias_FM: NDArray[np.float32]
 
-    def __call__(
-        self,
-        scores_NM: Floats,
-        views_NX: Floats,
-        texts: Sequence[str],
-    ) -> Matrix:
-        """Beliefs `[N, M]`, rows sum to 1.
-
-        Args:
-            scores_NM: the method's score.
-            views_NX: `score_view` of the same rows.
-            texts: what is `shown` of them.
-        """
-        if not len(texts):
-            return np.zeros(np.shape(scores_NM))
-        place_N, group_N = folds(texts, _FOLDS), group_of(texts, self.scripts_G.tolist())
-        text = view(counts(texts), self.rarity_D)
-        seen = (np.asarray(views_NX, dtype=np.float64) - self.centre_GX[group_N]) / self.scale_X
-        odds = self.start(scores_NM, views_NX) + self.prior_GM[group_N].astype(np.float64)
+    def __call__(self, views: Views) -> Matrix:
+        """Beliefs about some rows, `[N, M]`, rows sum to 1."""
+        if not len(views):
+            return np.zeros(np.shape(views.scores_NM))
+        place_N, group_N = folds(views.texts, FOLDS), group_of(views.texts, self.scripts_G.tolist())
+        text = view(counts(views.texts), self.rarity_D)
+        seen = (np.asarray(views.seen_NX, dtype=np.float64) - self.centre_GX[group_N]) / self.scale_X
+        odds = self.start(views, group_N) + self.prior_GM[group_N].astype(np.float64)
         of_text, of_scores = self.emphasis_2.astype(np.float64)
-        for f in range(_FOLDS):
+        for f in range(FOLDS):
             rows = np.flatnonzero(place_N == f)
             if len(rows):
                 bias = self.text_bias_FGM[f, group_N[rows]]
-                odds[rows] += of_text * _said(text[rows], self.text_FDM[f], bias)
-                odds[rows] += of_scores * _said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
+                odds[rows] += of_text * said(text[rows], self.text_FDM[f], bias)
+                odds[rows] += of_scores * said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
         return softmax(odds)
 
     def to_bytes(self) -> bytes:
@@ -168,209 +141,94 @@ class CoTraining:
             ) from error
 
 
-def fit_cotraining(scores_SM: Floats, views_SX: Floats, texts: Sequence[str]) -> CoTraining:
-    """Learn from some rows of the corpus; the result does not depend on how many threads there are.
-
-    Args:
-        scores_SM: the method's score, finite.
-        views_SX: `score_view` of the same rows.
-        texts: what is `shown` of them.
+def fit_cotraining(views: Views) -> CoTraining:
+    """Learn from a sample of the corpus; the result does not depend on how many threads there are.
 
     Raises:
         ValueError: no rows.
     """
-    scores_SM, views_SX = (np.asarray(part, dtype=np.float64) for part in (scores_SM, views_SX))
-    if not len(scores_SM):
+    if not len(views):
         raise ValueError("co-training needs rows to learn from, got none")
-    counted = counts(texts)
+    counted = counts(views.texts)
     rarity_D = rarity(counted)
-    scripts_G = groups(texts)
-    group_S = group_of(texts, scripts_G)
-    centre_GX, scale_X = _means(views_SX, group_S).astype(np.float32), views_SX.std(axis=0).astype(np.float32)
+    scripts_G = groups(views.texts)
+    group_S = group_of(views.texts, scripts_G)
+    scores_SX = np.asarray(views.seen_NX, dtype=np.float64)
+    centre_GX, scale_X = (
+        means(scores_SX, group_S).astype(np.float32),
+        scores_SX.std(axis=0).astype(np.float32),
+    )
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
-    place_S = folds(texts, _FOLDS)
+    place_S = folds(views.texts, FOLDS)
     with threadpool_limits(1):
         words = view(counted, rarity_D)
         axes_DL = axes(words)
-        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (views_SX - centre_GX[group_S]) / scale_X
+        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (scores_SX - centre_GX[group_S]) / scale_X
         # of one script alone the classifier's bias is as good
-        mean_GL = _means(text, group_S) if len(scripts_G) > 1 else np.zeros((1, text.shape[1]))
+        mean_GL = means(text, group_S) if len(scripts_G) > 1 else np.zeros((1, text.shape[1]))
         text -= mean_GL[group_S]
 
-        def taught(start: Start) -> _Taught:
-            views = _View(text, place_S, _TEXT_PENALTY), _View(seen, place_S, _SCORES_PENALTY)
-            return _teach(start(scores_SM, views_SX), *views, group_S)
+        def taught(start: Start) -> _Outcome:
+            both = View(text, place_S, TEXT_PENALTY), View(seen, place_S, SCORES_PENALTY)
+            found = teach(start(views, group_S), *both, group_S)
+            return _Outcome(
+                start, found, *(misranked(views, group_S, said) for said in (found.belief, found.heard))
+            )
 
-        start: Start = by_score(scores_SM)
-        found = taught(start)
-        if found.doubt > _DOUBTFUL:
-            other = by_rank(views_SX[:, : scores_SM.shape[1]], found.belief.mean(axis=0))
-            anew = taught(other)
-            if anew.doubt < _RESOLVED * found.doubt:
-                start, found = other, anew
+        best = _best(taught, views, group_S)
+    found = best.found
     axes_FLM, bias_FM = found.text.coefficients()
     bias_FGM = bias_FM[:, None] - np.matmul(mean_GL.astype(np.float32), axes_FLM)
     return CoTraining(
-        start, np.array(scripts_G), found.prior_GM.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D,
+        best.start, np.array(scripts_G), found.prior_GM.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D,
         centre_GX, scale_X, np.matmul(axes_DL, axes_FLM), bias_FGM, *found.seen.coefficients(),
     )  # fmt: skip
 
 
-def _members(group_S: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Each group's rows."""
-    return [np.flatnonzero(group_S == g) for g in range(int(group_S.max()) + 1)]
-
-
-def _means(rows: Matrix, group_S: NDArray[np.int64]) -> Matrix:
-    """Of each group's rows: `[G, width]`."""
-    return np.stack([rows[mine].mean(axis=0) for mine in _members(group_S)])
-
-
 @dataclass(frozen=True)
-class _Taught:
-    """What the rounds have come to: beliefs `[S, M]`, the prior's log odds, emphases, and the classifiers."""
+class _Outcome:
+    """A start, what the rounds made of it, and how badly ranks agree with the beliefs and with the text's classifier."""
 
-    belief: Matrix
-    prior_GM: Matrix
-    emphasis_2: Matrix
-    text: _View
-    seen: _View
-
-    @property
-    def doubt(self) -> float:
-        """How much of the rows' belief is not with their best teacher, on average."""
-        return 1.0 - float(self.belief.max(axis=1).mean())
+    start: Start
+    found: Taught
+    beliefs: float
+    words: float
 
 
-def _teach(start: Matrix, text: _View, seen: _View, group_S: NDArray[np.int64]) -> _Taught:
-    """The rounds, from log odds of each row's owner, `[S, M]`."""
-    first = belief = softmax(start)
-    members = _members(group_S)
-    share_GM = None
-    for _ in range(_ROUNDS):
-        weight_S = _sure(belief) ** _DOUBT
-        of_text = text.learn(belief, weight_S)
-        heard = np.exp(of_text)
-        if share_GM is None:
-            share_GM = np.stack([shares(heard[rows], first[rows]) for rows in members])
-        of_scores = seen.learn(heard, np.ones(len(heard)))
-        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, group_S)) for one in (of_text, of_scores))
-        # both say what they were taught: their own shares go, the estimated ones come
-        taught_M = weight_S @ belief / weight_S.sum()
-        by_text_GM = _log(taught_M) + _leaning(of_text, members)
-        by_scores_GM = _log(heard.mean(axis=0)) + _leaning(of_scores, members)
-        prior_GM = max(a, b) * np.log(share_GM) - a * by_text_GM - b * by_scores_GM
-        belief = softmax(start + a * of_text + b * of_scores + prior_GM[group_S])
-    return _Taught(belief, prior_GM, np.array([a, b]), text, seen)
+def _best(taught: Callable[[Start], _Outcome], views: Views, group_S: NDArray[np.int64]) -> _Outcome:
+    """Of both starts the one whose outcome ranks agree with better."""
+    of_scores = taught(by_score(views))
+    if of_scores.beliefs < _WELL_RANKED:
+        return of_scores
+    start = by_rank(views, group_S)
+    of_ranks = taught(start)
+    for _ in range(_RECOUNTS):
+        again = taught(start.counted(views, group_S, of_ranks.found.belief))
+        if again.words > _MENDED * of_ranks.words:
+            break
+        of_ranks = again
+    return min(of_scores, of_ranks, key=lambda one: one.beliefs * one.words)
 
 
-def _leaning(said_SM: Matrix, members: Sequence[NDArray[np.int64]]) -> Matrix:
-    """What a classifier says of each group beside what it says of all, as log odds: `[G, M]`; of one group, 0."""
-    said = np.exp(said_SM)
-    return np.stack([_log(said[rows].mean(axis=0)) for rows in members]) - _log(said.mean(axis=0))
+def misranked(views: Views, group_S: NDArray[np.int64], belief_SM: Matrix) -> float:
+    """How often ranks contradict the beliefs, from 0 to 1.
 
-
-def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
-    """Share of the rows that each teacher owns, `[M]`, sums to 1.
-
-    On the rows that a teacher's score is surest of, what the text's classifier says on average tells what it says of
-    this teacher's rows; the shares are those with which these averages add up to its average over all rows. What the
-    scores' extremes do not show (a score that is a little too high everywhere) so has no say. Where the texts tell
-    teachers apart badly the averages are alike, and the shares stay near those of the scores alone.
-
-    Args:
-        said_SM: probabilities that a classifier gives to rows which it has not learned from.
-        first_SM: beliefs from the scores alone.
+    Of two rows with the same answer from a teacher, in one script, of which one is its own and the other is not, it should be more certain of
+    its own: one less the area under the ROC curve, by soft membership, the mean over all teachers and answers. 0.5
+    where no row belongs to one and none to another.
     """
-    count = first_SM.shape[1]
-    surest_SM = _sure(first_SM)[:, None] * np.eye(count)[first_SM.argmax(axis=1)]
-    total_M = surest_SM.sum(axis=0)
-    of_own_MM = surest_SM.T @ said_SM / np.clip(total_M, _LEAST_SPREAD, None)[:, None]
-    # no row speaks for this teacher: its share stays
-    of_own_MM[total_M < _LEAST_SPREAD] = said_SM.mean(axis=0)
-    wanted = np.concatenate([said_SM.mean(axis=0), _CAUTION * first_SM.mean(axis=0)])
-    found, _ = nnls(np.concatenate([of_own_MM.T, _CAUTION * np.eye(count)]), wanted)
-    found = np.clip(found / found.sum(), _LEAST_SHARE / count, None)
-    return np.asarray(found / found.sum())
-
-
-def _slope(said_SM: Matrix, belief_SM: Matrix, weight_S: Matrix, group_S: NDArray[np.int64]) -> float:
-    """How far what a classifier says of rows that it has not learned from agrees with the beliefs: 1 is as it says.
-
-    The power of its probabilities, beside shares of each group's own, that comes closest to the beliefs (Platt's slope);
-    0 where it says nothing, or the contrary.
-    """
-    away, members = said_SM - said_SM.mean(axis=0), _members(group_S)
-
-    def loss(found: Matrix) -> tuple[float, Matrix]:
-        share_GM = found[1:].reshape(len(members), -1)
-        logs = log_softmax(found[0] * away + share_GM[group_S], axis=1)
-        off = weight_S[:, None] * (np.exp(logs) - belief_SM)
-        of_groups = [off[rows].sum(axis=0) for rows in members]
-        value = -float((weight_S[:, None] * belief_SM * logs).sum())
-        return value, np.concatenate([[(off * away).sum()], *of_groups])
-
-    start = np.concatenate([[1.0], *(_log(belief_SM[rows].mean(axis=0)) for rows in members)])
-    return max(0.0, float(minimize(loss, start, jac=True, method="L-BFGS-B").x[0]))
-
-
-def _sure(belief_SM: Matrix) -> Matrix:
-    """How far the best belief is ahead of the second, `[S]`; 1 everywhere where no row prefers any teacher."""
-    if belief_SM.shape[1] < 2:
-        return np.ones(len(belief_SM))
-    best = np.sort(belief_SM, axis=1)
-    ahead = best[:, -1] - best[:, -2]
-    return np.asarray(ahead if ahead.max() > _LEAST_SPREAD else np.ones(len(ahead)))
-
-
-def _log(share_M: Matrix) -> Matrix:
-    return np.asarray(np.log(np.clip(share_M, _LEAST, None)))
-
-
-class _View:
-    """One view of the sample, and the classifiers that see it: one per fold left out."""
-
-    def __init__(self, rows: Any, place_S: NDArray[np.int64], penalty: float) -> None:
-        self.rows, self.place_S, self.penalty = rows, place_S, penalty
-        self._found: list[NDArray[np.float32]] = []
-
-    def learn(self, belief_SM: Matrix, weight_S: Matrix) -> Matrix:
-        """Log probabilities `[S, M]` of classifiers that learned the beliefs of the other folds' rows, by weight."""
-        said = np.zeros(belief_SM.shape)
-        found = []
-        for f in range(_FOLDS):
-            rest, own = np.flatnonzero(self.place_S != f), np.flatnonzero(self.place_S == f)
-            before = self._found[f] if self._found else np.zeros((self.rows.shape[1] + 1, belief_SM.shape[1]))
-            fitted = _fitted(self.rows[rest], belief_SM[rest], weight_S[rest], self.penalty, before)
-            found.append(fitted.astype(np.float32))
-            said[own] = _said(self.rows[own], found[-1][:-1], found[-1][-1])
-        self._found = found
-        return said
-
-    def coefficients(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Weights `[F, width, M]` and biases `[F, M]`."""
-        stacked = np.stack(self._found)
-        return stacked[:, :-1], stacked[:, -1]
-
-
-def _fitted(rows: Matrix, belief: Matrix, weight: Matrix, penalty: float, before: NDArray[Any]) -> Matrix:
-    """Multinomial logistic regression on soft labels: weights, and the biases as the last row, `[width + 1, M]`."""
-    shape, weight = before.shape, weight[:, None]
-
-    def loss(flat: Matrix) -> tuple[float, Matrix]:
-        weights = flat.reshape(shape)
-        logs = log_softmax(rows @ weights[:-1] + weights[-1], axis=1)
-        off = weight * (np.exp(logs) - belief)
-        value = -(weight * belief * logs).sum() + 0.5 * penalty * float((weights[:-1] ** 2).sum())
-        slope = np.concatenate([rows.T @ off + penalty * weights[:-1], off.sum(axis=0, keepdims=True)])
-        return value, slope.reshape(-1)
-
-    start = np.asarray(before, dtype=np.float64).reshape(-1)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}).x
-    return np.asarray(found.reshape(shape))
-
-
-def _said(rows: Any, weights: NDArray[np.float32], bias: NDArray[np.float32]) -> Matrix:
-    """Log probabilities of a classifier, none of them below that of `_LEAST`. `[N, M]`."""
-    logs = log_softmax((rows @ weights).astype(np.float64) + bias, axis=1)
-    return np.maximum(logs, np.log(_LEAST))
+    wins = pairs = 0.0
+    for m, bin_S in enumerate(bins(views, group_S).T):
+        own_S, rank_S = belief_SM[:, m], np.unique(views.certainty_NM[:, m], return_inverse=True)[1]
+        # rows of one bin and one certainty are a tie
+        tie, place_S = np.unique(bin_S * (int(rank_S.max()) + 1) + rank_S, return_inverse=True)
+        own_T, other_T = (np.bincount(place_S, weights=part) for part in (own_S, 1.0 - own_S))
+        _, first, of_bin_T = np.unique(tie // (int(rank_S.max()) + 1), return_index=True, return_inverse=True)
+        below_T = np.cumsum(other_T) - other_T
+        below_T -= below_T[first][of_bin_T]
+        won, own, other = (
+            np.bincount(of_bin_T, weights=part) for part in (own_T * (below_T + other_T / 2), own_T, other_T)
+        )
+        wins += float((won / (own + other)).sum())
+        pairs += float((own * other / (own + other)).sum())
+    return 1.0 - wins / pairs if pairs > _LEAST_SPREAD else 0.5

@@ -1,24 +1,26 @@
 """Where co-training begins: log odds of a row's owner from scores alone.
 
-By the method's score as it is, one scale for all teachers: `s / (0.6 sd)`. Or by ranks, where teachers speak on scales
-of their own: among the corpus' rows, those that a teacher is most certain of are its own, as many as its share. A share
-of an even one would do wherever teachers own alike much, and do harm elsewhere; so shares must be given.
+By the method's score as it is, one scale for all teachers: `s / (0.6 sd)`. Or by ranks, where scores are on scales of
+their own. Not a teacher's scores alone, each of its *labels* has such a scale: what is foreign to a teacher is answered
+with a few of its labels, and some of them with certainty. So a row is ranked among the rows that got the same answer from
+the teacher: of those, the ones that it is most certain of are its own, as many as the label is thought to have.
 
 Pure: arrays in, arrays out. Knows no files, no models, no Ray.
 
-Shapes: N rows, S rows of a sample, M teachers, X scores of a row, Q knots.
+Shapes: N rows, S rows of a sample, M teachers, C_m labels of teacher m, G scripts, B bins (script, teacher, label), Q knots.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from muki_ray.standardisation import Quantile, fit
+from muki_ray.cotraining_views import Views
+from muki_ray.standardisation import share_below
 from muki_ray.uncertainty import Floats
 
 # temperature, in standard deviations of the scores
@@ -26,13 +28,16 @@ _TEMPERATURE = 0.6
 _LEAST_SPREAD = 1e-9
 # no rank and no share is nearer to 0 or 1
 _LEAST_RANK, _LEAST_SHARE = 1e-3, 0.02
+_KNOTS = 65
+
+Groups = NDArray[np.int64]
 
 
 class Start(Protocol):
     """Log odds of a row's owner."""
 
-    def __call__(self, scores_NM: Floats, views_NX: Floats) -> NDArray[np.float64]:
-        """`[N, M]`, up to a constant per row."""
+    def __call__(self, views: Views, group_N: Groups) -> NDArray[np.float64]:
+        """`[N, M]`, up to a constant per row; `group_N`: the place of each row's script."""
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """All that it is; `start_of` gives back an equal object."""
@@ -44,11 +49,11 @@ class ByScore:
 
     spread: float
 
-    def __call__(self, scores_NM: Floats, views_NX: Floats) -> NDArray[np.float64]:
+    def __call__(self, views: Views, group_N: Groups) -> NDArray[np.float64]:
         """Reads the scores only."""
         if self.spread < _LEAST_SPREAD:
-            return np.zeros(np.shape(scores_NM))
-        return np.asarray(scores_NM, dtype=np.float64) / (_TEMPERATURE * self.spread)
+            return np.zeros(np.shape(views.scores_NM))
+        return np.asarray(views.scores_NM, dtype=np.float64) / (_TEMPERATURE * self.spread)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """One number."""
@@ -57,32 +62,71 @@ class ByScore:
 
 @dataclass(frozen=True)
 class ByRank:
-    """`logit(rank) - logit(1 - share)`: 0 where as many rows lie above as the teacher owns."""
+    """`logit(rank) - logit(1 - share)`: 0 where as many rows with this answer lie above as the label has of them.
 
-    ranks: Quantile
-    share_M: NDArray[np.float64]
+    Attributes:
+        knots_BQ: quantiles of the teacher's certainty among the sample's rows of the bin.
+        rows_B: how many these are; of a bin without any, every rank is one half.
+        share_B: how many of them belong to the label.
+    """
 
-    def __call__(self, scores_NM: Floats, views_NX: Floats) -> NDArray[np.float64]:
-        """Reads the first M columns of the view only: the teachers' certainty."""
-        ranks_NM = self.ranks(np.asarray(views_NX)[:, : len(self.share_M)])
-        ranks_NM = np.clip(ranks_NM, _LEAST_RANK, 1 - _LEAST_RANK)
-        return np.asarray(_logit(ranks_NM) + _logit(self.share_M))
+    knots_BQ: NDArray[np.float64]
+    rows_B: NDArray[np.int64]
+    share_B: NDArray[np.float64]
+
+    def __call__(self, views: Views, group_N: Groups) -> NDArray[np.float64]:
+        """Reads the teachers' answers and how certain they are."""
+        odds = np.zeros(views.answers_NM.shape)
+        for m, bin_N in enumerate(bins(views, group_N).T):
+            for found, rows in _members(bin_N):
+                count = self.rows_B[found]
+                if count:
+                    below = share_below(views.certainty_NM[rows, m], self.knots_BQ[found])
+                    rank = (below * (count - 1) + 0.5) / count
+                    odds[rows, m] = _logit(np.clip(rank, _LEAST_RANK, 1 - _LEAST_RANK))
+            odds[:, m] += _logit(self.share_B[bin_N])
+        return odds
+
+    def counted(self, views: Views, group_S: Groups, belief_SM: Floats) -> ByRank:
+        """The same ranks, but each label has as many of the sample's rows as the beliefs say."""
+        own_B = np.zeros(len(self.rows_B))
+        for m, bin_S in enumerate(bins(views, group_S).T):
+            own_B += np.bincount(bin_S, weights=belief_SM[:, m], minlength=len(own_B))
+        return replace(self, share_B=_shares(own_B, self.rows_B))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
-        """Quantiles of the certainties, and the shares."""
-        return {"rank_knots_MQ": np.array(self.ranks.knots_MQ), "rank_share_M": self.share_M}
+        """What it is, by name."""
+        return {f"rank_{name}": value for name, value in vars(self).items()}
 
 
-def by_score(scores_SM: Floats) -> Start:
-    """From a sample of the method's scores."""
-    return ByScore(float(np.std(scores_SM)))
+def by_score(views: Views) -> Start:
+    """From a sample of the corpus."""
+    return ByScore(float(np.std(views.scores_NM)))
 
 
-def by_rank(certainty_SM: Floats, share_M: Floats) -> Start:
-    """From a sample of the teachers' certainties, and the share of the rows that each teacher owns."""
-    found = fit("quantile", certainty_SM)
-    assert isinstance(found, Quantile)
-    return ByRank(found, np.clip(share_M, _LEAST_SHARE, 1 - _LEAST_SHARE))
+def by_rank(views: Views, group_S: Groups) -> ByRank:
+    """From a sample of the corpus, if every label had alike much of it.
+
+    Were a teacher of two labels beside one of two hundred, labels alike would leave it next to nothing, and teachers alike
+    the other's labels; a teacher has the root of its label count, and each of its labels the same of that.
+    """
+    labels = sum(views.labels_M)
+    sizes_G = np.bincount(group_S)
+    count = labels * len(sizes_G)
+    knots_BQ, rows_B = np.zeros((count, _KNOTS)), np.zeros(count, dtype=np.int64)
+    for m, bin_S in enumerate(bins(views, group_S).T):
+        for found, rows in _members(bin_S):
+            rows_B[found] = len(rows)
+            knots_BQ[found] = np.quantile(views.certainty_NM[rows, m], np.linspace(0.0, 1.0, _KNOTS))
+    roots_M = np.sqrt(views.labels_M)
+    of_label = np.repeat(roots_M / roots_M.sum() / views.labels_M, views.labels_M)
+    return ByRank(knots_BQ, rows_B, _shares(np.outer(sizes_G, of_label).reshape(-1), rows_B))
+
+
+def bins(views: Views, group_N: Groups) -> NDArray[np.int64]:
+    """Which rows each teacher's certainty is compared in: those of the same script with the same answer. `[N, M]`."""
+    offset_M = np.concatenate([[0], np.cumsum(views.labels_M)])
+    return np.asarray(group_N[:, None] * offset_M[-1] + offset_M[:-1] + views.answers_NM)
 
 
 def start_of(arrays: Mapping[str, NDArray[Any]]) -> Start:
@@ -91,10 +135,22 @@ def start_of(arrays: Mapping[str, NDArray[Any]]) -> Start:
     Raises:
         KeyError: they are none's.
     """
-    if "rank_share_M" in arrays:
-        knots_MQ = arrays["rank_knots_MQ"].tolist()
-        return ByRank(Quantile(tuple(map(tuple, knots_MQ))), arrays["rank_share_M"])
+    if "rank_share_B" in arrays:
+        return ByRank(arrays["rank_knots_BQ"], arrays["rank_rows_B"], arrays["rank_share_B"])
     return ByScore(float(arrays["spread"]))
+
+
+def _members(bin_N: Groups) -> list[tuple[int, NDArray[np.int64]]]:
+    """Each bin that has rows, and those rows."""
+    order = np.argsort(bin_N, kind="stable")
+    found, first = np.unique(bin_N[order], return_index=True)
+    return list(zip(found.tolist(), np.split(order, first[1:]), strict=True)) if len(bin_N) else []
+
+
+def _shares(own_B: Floats, rows_B: NDArray[np.int64]) -> NDArray[np.float64]:
+    """How much of each bin belongs to its label; one half of a bin without rows."""
+    share = np.where(rows_B > 0, own_B / np.maximum(rows_B, 1), 0.5)
+    return np.asarray(np.clip(share, _LEAST_SHARE, 1 - _LEAST_SHARE))
 
 
 def _logit(p: Floats) -> NDArray[np.float64]:

@@ -5,13 +5,13 @@ A standardisation of the scores, co-training, and the level below which no teach
 The one door from evidence to the scores that teachers are compared by. Knows the run folder's files; knows no models,
 no Ray.
 
-Shapes: N rows, S rows of a sample, M teachers, X scores of a row.
+Shapes: N rows, S rows of a sample, M teachers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from muki_ray.config_method import AnyMethod
-from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining, score_view
+from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining
+from muki_ray.cotraining_views import Views, joined, views_of
 from muki_ray.standardisation import Raw, Standardisation, ZScore, fit, from_json
 from muki_ray.store import Folder
 from muki_ray.text_view import shown
@@ -43,11 +44,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows to learn from: raw scores `[S, M]`; `views_SX` and what is `shown` of the texts where the method trains on them."""
+    """Rows to learn from: raw scores `[S, M]`, and where the method co-trains its views, with the raw scores for its own."""
 
     scores_SM: NDArray[np.float64]
-    views_SX: NDArray[np.float64] | None = None
-    texts: Sequence[str] = ()
+    views: Views | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Learned:
         scores_NM = self.standardisation(scores(score, list(rows.evidence)))
         if self.cotraining is None:
             return scores_NM
-        return self.cotraining(scores_NM, score_view(rows.evidence), rows.shown())
+        return self.cotraining(views_of(rows.evidence, scores_NM, rows.shown()))
 
     def known(self, score: str, rows: Rows) -> NDArray[np.bool_]:
         """Rows that some teacher knows, `[N]`; all where nothing was learned of that."""
@@ -130,7 +130,7 @@ def sample(method: AnyMethod, rows: Rows) -> Sample:
     scores_SM = scores(method.score, list(rows.evidence))
     if not method.cotraining:
         return Sample(scores_SM)
-    return Sample(scores_SM, score_view(rows.evidence), rows.shown())
+    return Sample(scores_SM, views_of(rows.evidence, scores_SM, rows.shown()))
 
 
 def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
@@ -150,7 +150,6 @@ def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
         level = Level(zscore, float(np.quantile(zscore(scores_SM).max(axis=1), method.abstain)))
     if not method.cotraining:
         return Learned(standardisation, level=level)
-    views = np.concatenate([part.views_SX for part in parts if part.views_SX is not None])
-    texts = [text for part in parts for text in part.texts]
-    fitted = fit_cotraining(standardisation(scores_SM), views, texts)
+    views = joined([part.views for part in parts if part.views is not None])
+    fitted = fit_cotraining(replace(views, scores_NM=standardisation(scores_SM)))
     return Learned(standardisation, fitted, level)

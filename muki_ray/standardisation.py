@@ -83,7 +83,7 @@ class Quantile:
         """Shares in [0, 1]."""
         scores_NM = np.asarray(scores_NM, dtype=np.float64)
         return np.stack(
-            [_share(scores_NM[:, m], np.array(knots)) for m, knots in enumerate(self.knots_MQ)], axis=1
+            [share_below(scores_NM[:, m], np.array(knots)) for m, knots in enumerate(self.knots_MQ)], axis=1
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Quantile:
         return {"kind": "quantile", "knots": [list(knots) for knots in self.knots_MQ]}
 
 
-def _share(scores_N: Floats, knots_Q: Floats) -> NDArray[np.float64]:
+def share_below(scores_N: Floats, knots_Q: Floats) -> NDArray[np.float64]:
     """Inverse of the quantile function that the knots draw. `[N]`"""
     places_Q = np.linspace(0.0, 1.0, len(knots_Q))
     values, first, counts = np.unique(knots_Q, return_index=True, return_counts=True)

@@ -7,53 +7,125 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from muki_ray.cotraining_start import ByRank, ByScore, by_rank, by_score, start_of
+from muki_ray.cotraining_start import ByRank, ByScore, Start, bins, by_rank, by_score, start_of
+from muki_ray.cotraining_views import Views
+
+NOWHERE = np.zeros(0, np.int64)
+
+
+def rows(
+    certainty_NM: np.ndarray, answers_NM: np.ndarray | None = None, labels: tuple[int, ...] | None = None
+) -> Views:
+    """Rows that nothing is known of but certainties, which are the scores too, and answers."""
+    answers_NM = np.zeros(certainty_NM.shape, np.int64) if answers_NM is None else np.asarray(answers_NM)
+    labels = labels or (2,) * certainty_NM.shape[1]
+    return Views(certainty_NM, certainty_NM, answers_NM, labels, [""] * len(certainty_NM))
+
+
+def one_script(views: Views) -> np.ndarray:
+    return np.zeros(len(views), np.int64)
+
+
+def odds(start: Start, views: Views) -> np.ndarray:
+    return start(views, one_script(views))
+
+
+def logit(p: float) -> float:
+    return float(np.log(p / (1 - p)))
 
 
 def test_scores_count_by_their_spread() -> None:
-    scores_NM = np.array([[0.0, 1.0], [1.0, 0.0]])  # standard deviation 0.5
-    np.testing.assert_allclose(by_score(scores_NM)(scores_NM, scores_NM), scores_NM / 0.3)
+    views = rows(np.array([[0.0, 1.0], [1.0, 0.0]]))  # standard deviation 0.5
+    np.testing.assert_allclose(odds(by_score(views), views), views.scores_NM / 0.3)
 
 
 def test_scores_that_are_all_alike_say_nothing() -> None:
-    same = np.full((4, 3), 0.7)
-    np.testing.assert_array_equal(by_score(same)(same, same), np.zeros((4, 3)))
+    same = rows(np.full((4, 3), 0.7))
+    np.testing.assert_array_equal(odds(by_score(same), same), np.zeros((4, 3)))
 
 
 def test_ranks_by_hand() -> None:
-    # ranks of five rows: 0, 1/4, 1/2, 3/4, 1; a teacher that owns a quarter is even with itself at 3/4
-    certainty = np.array([[0.1], [0.2], [0.5], [0.6], [0.9]])
-    odds = by_rank(certainty, np.array([0.25]))(certainty, certainty)
-    np.testing.assert_allclose(odds[3], 0.0, atol=1e-12)
-    np.testing.assert_allclose(odds[2], -np.log(3))  # logit(1/2) - logit(3/4)
-    assert np.isfinite(odds).all()
+    # five rows of each answer; two teachers of two labels: each label is thought to have a quarter of ten rows
+    certainty = np.array([0.1, 0.2, 0.5, 0.6, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95])
+    answers = np.repeat([0, 1], 5)
+    views = rows(np.stack([certainty, certainty], axis=1), np.stack([answers, answers], axis=1))
+    found = odds(by_rank(views, one_script(views)), views)
+    wanted = [logit((place + 0.5) / 5) + logit(0.5) for place in range(5)] * 2
+    np.testing.assert_allclose(found[:, 0], wanted, atol=1e-9)
+    np.testing.assert_allclose(found[:, 1], wanted, atol=1e-9)
 
 
-def test_a_larger_share_claims_more() -> None:
-    certainty = np.random.default_rng(0).random((50, 2))
-    odds = by_rank(certainty, np.array([0.9, 0.1]))(certainty, certainty)
-    assert (odds.argmax(axis=1) == 0).mean() > 0.8
+def test_ranks_are_those_of_a_label_and_a_script() -> None:
+    rng = np.random.default_rng(0)
+    views = rows(rng.random((60, 2)), rng.integers(3, size=(60, 2)), (3, 3))
+    group = rng.integers(2, size=60)
+    found = by_rank(views, group)(views, group)
+    bin_NM = bins(views, group)
+    assert bin_NM.max() < 12 and len(np.unique(bin_NM[:, 0])) == 6
+    assert not set(bin_NM[:, 0]) & set(bin_NM[:, 1])
+    for m in range(2):
+        for one in np.unique(bin_NM[:, m]):
+            mine = bin_NM[:, m] == one
+            np.testing.assert_array_equal(np.argsort(found[mine, m]), np.argsort(views.certainty_NM[mine, m]))
+            assert (
+                np.abs(np.sort(found[mine, m]) + np.sort(-found[mine, m])).max() < 10
+            )  # finite on both sides
 
 
-@given(scale=st.floats(0.01, 100.0), power=st.integers(1, 3), seed=st.integers(0, 1000))
-def test_ranks_do_not_ask_for_the_scale(scale: float, power: int, seed: int) -> None:
-    certainty = np.random.default_rng(seed).random((30, 2))
-    other = certainty.copy()
-    other[:, 1] = scale * other[:, 1] ** power
-    share = np.array([0.5, 0.5])
-    np.testing.assert_allclose(
-        by_rank(certainty, share)(certainty, certainty), by_rank(other, share)(other, other), atol=1e-6
-    )
+def test_a_small_label_claims_less_of_a_common_answer() -> None:
+    """Of 100 rows with one answer as many belong to it as to a label that 10 rows get: the latter's are more often its own."""
+    rng = np.random.default_rng(0)
+    answers = np.repeat([0, 1], [100, 10])[:, None]
+    views = rows(rng.random((110, 2)), np.concatenate([answers, answers], axis=1))
+    start = by_rank(views, one_script(views))
+    np.testing.assert_allclose(start.share_B[:2], [27.5 / 100, 0.98])
+
+
+def test_a_teachers_part_grows_with_the_root_of_its_labels() -> None:
+    views = rows(np.random.default_rng(0).random((120, 2)), labels=(1, 4))
+    share_B = by_rank(views, one_script(views)).share_B
+    np.testing.assert_allclose(share_B[0], 1 / 3)
+    np.testing.assert_allclose(share_B[1], 2 / 3 / 4)
+
+
+def test_counted_shares_are_what_was_believed() -> None:
+    answers = np.repeat([0, 1], 5)[:, None]
+    views = rows(np.random.default_rng(0).random((10, 2)), np.concatenate([answers, answers], axis=1))
+    belief = np.tile([0.8, 0.2], (10, 1))
+    belief[5:] = (0.4, 0.6)
+    start = by_rank(views, one_script(views)).counted(views, one_script(views), belief)
+    np.testing.assert_allclose(start.share_B, [0.8, 0.4, 0.2, 0.6])
+
+
+def test_an_answer_that_the_sample_never_had_says_nothing() -> None:
+    views = rows(np.random.default_rng(0).random((10, 2)))
+    start = by_rank(views, one_script(views))
+    other = rows(np.array([[0.99, 0.5]]), np.array([[1, 0]]))
+    assert odds(start, other)[0, 0] == 0.0
+
+
+@given(scale=st.floats(0.01, 100.0), shift=st.floats(-1.0, 1.0), seed=st.integers(0, 1000))
+def test_ranks_do_not_ask_for_the_scale_of_a_label(scale: float, shift: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    certainty, answers = rng.random((30, 2)), rng.integers(2, size=(30, 2))
+    other = np.where(answers == 1, scale * certainty + shift, certainty)
+    found = [odds(by_rank(v, one_script(v)), v) for v in (rows(certainty, answers), rows(other, answers))]
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "start", [ByScore(0.25), by_rank(np.random.default_rng(0).random((9, 2)), np.array([0.3, 0.7]))]
+    "start", [ByScore(0.25), by_rank(rows(np.random.default_rng(0).random((9, 2))), np.zeros(9, np.int64))]
 )
 def test_it_comes_back_from_its_arrays(start: ByScore | ByRank) -> None:
     again = start_of(start.arrays())
     assert type(again) is type(start)
-    some = np.random.default_rng(1).random((6, 2))
-    np.testing.assert_array_equal(again(some, some), start(some, some))
+    some = rows(np.random.default_rng(1).random((6, 2)))
+    np.testing.assert_array_equal(odds(again, some), odds(start, some))
+
+
+def test_no_rows_have_no_odds() -> None:
+    some, none = rows(np.random.default_rng(0).random((9, 2))), rows(np.zeros((0, 2)))
+    assert by_rank(some, one_script(some))(none, NOWHERE).shape == (0, 2)
 
 
 def test_arrays_of_something_else_are_refused() -> None:

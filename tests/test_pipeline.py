@@ -25,7 +25,7 @@ from safetensors.numpy import load_file, save_file
 
 from muki_ray import stage as stage_module
 from muki_ray.config_method import MukiMethod
-from muki_ray.cotraining import score_view
+from muki_ray.cotraining_views import views_of
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate
 from muki_ray.learned import Rows, learn, sample
@@ -125,7 +125,7 @@ def test_supervision_is_what_the_pure_functions_say(
         evidence = said[shard]
         scores_NM = scores("mutual_information", evidence)
         if learned.cotraining is not None:
-            scores_NM = learned.cotraining(scores_NM, score_view(evidence), shown(corpus["text"].to_pylist()))
+            scores_NM = learned.cotraining(views_of(evidence, scores_NM, shown(corpus["text"].to_pylist())))
         index = [np.array([0, 4]), np.array([1, 2, 3])]  # business film politics sport tech
         expected = integrate(
             [e.logits for e in evidence], index, 5, scores_NM, how="soft", tau=method.tau, with_margin=method.margin, temperature=1.0,
