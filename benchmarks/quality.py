@@ -11,8 +11,10 @@ scores and targets alone, in seconds once the evidence is there. `--scores` comp
 `--jobs N` trains so many students at once, each on its share of the processors; by default, at `tiny`, one per
 processor: a model of that size is no faster on two.
 
-Teachers, evidence and students are kept in `--cache`, so a run that was stopped goes on where it was. Data is `--data`,
-by default `$MUKI_DATA`. A suite whose pretrained models are not installed is skipped, with the packages it needs.
+Teachers, evidence and students are kept in `--cache`, so a run that was stopped goes on where it was. Suites and seeds that
+FILE already holds are not measured again if code, settings and rows are the same, and its other suites stay: a table can
+be made in pieces, on machines that share nothing but that file. Data is `--data`, by default `$MUKI_DATA`. A suite whose
+pretrained models are not installed is skipped, with the packages it needs.
 
 JSON of one suite: `upper_bound.accuracy`, `methods.<name>.accuracy`, `methods.<name>.selection_accuracy`; of several:
 the same below `suites.<suite>`, and `summary`.
@@ -39,6 +41,7 @@ import torch
 from quality_case import CORPUS, Case, case
 from quality_choice import of_scores, of_teachers
 from quality_data import material
+from quality_kept import Kept, code, read
 from quality_methods import BIASED_ENSEMBLE, DIRECT, NAMES, chooses, describe, method_of
 from quality_models import UnavailableError
 from quality_plots import draw
@@ -50,8 +53,8 @@ from muki_ray.errors import UserError
 CACHE = "~/.cache/muki_ray/benchmarks/quality"
 
 
-def measure(name: str, suite: Suite, options: argparse.Namespace) -> dict[str, Any]:
-    """All methods and seeds on one suite; see `report.of_suite`.
+def measure(name: str, suite: Suite, options: argparse.Namespace, kept: Kept) -> dict[str, Any]:
+    """All methods and seeds on one suite; see `report.of_suite`. What is kept of them is not measured again.
 
     Raises:
         UnavailableError: a pretrained model's packages are not installed.
@@ -72,6 +75,13 @@ def measure(name: str, suite: Suite, options: argparse.Namespace) -> dict[str, A
     runs: dict[str, list[dict[str, Any]]] = {}
     teachers, scores = [], []
     for seed in range(options.seeds):
+        before = None if options.scores else kept.seed(name, facts, seed, options.methods)
+        if before is not None:
+            say(f"{name} seed {seed}: kept")
+            teachers.append(before[0])
+            for method, found in before[1].items():
+                runs.setdefault(method, []).append(found)
+            continue
         one = case(name, seed, rows, settings, Path(options.cache), say)
         teachers.append(of_teachers(one))
         for method, found in each(one, options):
@@ -174,9 +184,11 @@ def main() -> None:
     skipped: dict[str, str] = {}
     try:
         suites = {name: load(name) for name in options.suite}
+        kept = read(options.json, options.scale)
+        done |= {name: kept.suites[name] for name in names() if name in kept.suites and name not in suites}
         for name, suite in suites.items():
             try:
-                done[name] = measure(name, suite, options)
+                done[name] = measure(name, suite, options, kept)
             except UnavailableError as reason:
                 skipped[name] = str(reason)
                 say(f"{name}: skipped: {reason}")
@@ -203,26 +215,43 @@ def write(options: argparse.Namespace, done: dict[str, Any], skipped: dict[str, 
     """The JSON of what is there so far."""
     if not options.json:
         return
-    command = [
-        "python",
-        "benchmarks/quality.py",
-        "--suite",
-        *(options.suite if options.suite != names() else ["all"]),
-    ]
-    command += ["--scale", options.scale, "--seeds", str(options.seeds)]
-    command += [] if options.methods == NAMES else ["--methods", *options.methods]
+    methods = [name for name in NAMES if any(has(one, name) for one in done.values())]
     common: dict[str, Any] = {
-        "command": " ".join(command),
-        "settings": {name: describe(name) for name in options.methods},
+        "command": "\n".join(commands(done, options.scale)),
+        "code": code(),
+        "settings": {name: describe(name) for name in methods},
         "skipped": skipped,
     }
-    if len(options.suite) == 1:
+    if len(done) == 1:
         (content,) = ({"suite": name, **found, **common} for name, found in done.items())
     else:
         content = {"suites": done, "summary": report.summary(done), **common}
     target = Path(options.json)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def has(suite: dict[str, Any], method: str) -> bool:
+    """Whether the suite's figures hold the method."""
+    return method in suite["methods"] or method in suite
+
+
+def commands(done: dict[str, Any], scale: str) -> list[str]:
+    """What makes these figures: a command for all suites of as many seeds and the same methods."""
+    asked: dict[tuple[int, tuple[str, ...]], list[str]] = {}
+    for name, one in done.items():
+        methods = tuple(method for method in NAMES if has(one, method))
+        asked.setdefault((one["seeds"], methods), []).append(name)
+    found = []
+    for (seeds, methods), suites in asked.items():
+        command = [
+            "python benchmarks/quality.py --suite",
+            *(["all"] if sorted(suites) == names() else suites),
+        ]
+        command += ["--scale", scale, "--seeds", str(seeds)]
+        command += [] if list(methods) == NAMES else ["--methods", *methods]
+        found.append(" ".join(command))
+    return found
 
 
 def say(line: str) -> None:

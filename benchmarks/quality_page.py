@@ -43,7 +43,13 @@ def page(files: Mapping[str, Mapping[str, Any]]) -> str:
     ]
     for name, content in files.items():
         suites = content.get("suites") or {content["suite"]: content}
-        lines += [f"## {name}", "", f"`{content['command']}`", "", summary_table(summary(suites))]
+        lines += [
+            f"## {name}",
+            "",
+            *(f"`{one}`  " for one in content["command"].splitlines()),
+            "",
+            summary_table(summary(suites)),
+        ]
         lines += [_parts(suites), _sampling(suites)]
         for skipped, reason in content.get("skipped", {}).items():
             lines += [f"{skipped} was skipped: {reason}", ""]

@@ -72,7 +72,7 @@ def of_suite(
         runs: method -> its figures, per seed.
 
     Returns:
-        facts, what is known of the teachers, `upper_bound` and `methods`, each as `over_seeds` gives it, with
+        facts, what is known of the teachers (`teacher_runs`: per seed), `upper_bound` and `methods`, each as `over_seeds` gives it, with
         `of_bound` (mean over seeds of accuracy / upper bound's accuracy) and `of_bound_sd`.
     """
     bounds = [run.get("accuracy") for run in runs.get(UPPER_BOUND, ())]
@@ -85,7 +85,7 @@ def of_suite(
             methods[name] |= _averaged(shares)
     known = _averaged(teachers)
     bound = {UPPER_BOUND: methods.pop(UPPER_BOUND)} if UPPER_BOUND in methods else {}
-    return {**facts, **known, **bound, "methods": methods}
+    return {**facts, **known, **bound, "teacher_runs": [dict(one) for one in teachers], "methods": methods}
 
 
 def summary(suites: Mapping[str, Figures]) -> dict[str, Any]:
