@@ -65,7 +65,7 @@ from muki_ray.uncertainty import softmax
 # rows that are learned from at most, so that fitting stays short beside scoring
 MOST_ROWS = 20_000
 # beliefs that ranks agree with so well leave nothing to mend
-_WELL_RANKED = 0.01
+_WELL_RANKED = 0.005
 # labels are counted again at most so often, and as long as that leaves this much of the words' disagreement or less
 _RECOUNTS, _MENDED = 4, 0.98
 _LEAST_SPREAD = 1e-9
