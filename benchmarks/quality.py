@@ -38,11 +38,12 @@ from typing import Any
 
 import quality_report as report
 import torch
+from quality_cache import digest
 from quality_case import CORPUS, Case, case
 from quality_choice import of_scores, of_teachers
 from quality_data import material
 from quality_kept import Kept, code, read
-from quality_methods import BIASED_ENSEMBLE, DIRECT, NAMES, chooses, describe, method_of
+from quality_methods import BIASED_ENSEMBLE, DIRECT, NAMES, UPPER_BOUND, chooses, describe, method_of
 from quality_models import UnavailableError
 from quality_plots import draw
 from quality_run import figures
@@ -70,6 +71,7 @@ def measure(name: str, suite: Suite, options: argparse.Namespace, kept: Kept) ->
         "models": {"teachers": settings.teacher_models, "student": settings.student_model},
         "corpus_rows": len(rows.corpus),
         "tests": {test: len(frame) for test, frame in rows.tests.items()},
+        "made_with": digest([settings.model_dump_json(), str(options.students), *rows.all_texts()]),
     }
     say(f"{name}: {len(rows.corpus)} corpus rows, {len(rows.union)} labels, {len(rows.labels)} teachers")
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -180,12 +182,13 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write."""
     options = arguments()
+    code()  # of now: the files may change while this runs
     done: dict[str, Any] = {}
     skipped: dict[str, str] = {}
     try:
         suites = {name: load(name) for name in options.suite}
         kept = read(options.json, options.scale)
-        done |= {name: kept.suites[name] for name in names() if name in kept.suites and name not in suites}
+        done |= kept.suites
         for name, suite in suites.items():
             try:
                 done[name] = measure(name, suite, options, kept)
@@ -212,7 +215,7 @@ def main() -> None:
 
 
 def write(options: argparse.Namespace, done: dict[str, Any], skipped: dict[str, str]) -> None:
-    """The JSON of what is there so far."""
+    """The JSON of what is there so far. Two runs at once must not share a file."""
     if not options.json:
         return
     methods = [name for name in NAMES if any(has(one, name) for one in done.values())]
@@ -228,12 +231,14 @@ def write(options: argparse.Namespace, done: dict[str, Any], skipped: dict[str, 
         content = {"suites": done, "summary": report.summary(done), **common}
     target = Path(options.json)
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    whole = target.with_name(f".{target.name}.tmp")
+    whole.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    whole.replace(target)
 
 
 def has(suite: dict[str, Any], method: str) -> bool:
     """Whether the suite's figures hold the method."""
-    return method in suite["methods"] or method in suite
+    return method in suite["methods"] or (method == UPPER_BOUND and method in suite)
 
 
 def commands(done: dict[str, Any], scale: str) -> list[str]:

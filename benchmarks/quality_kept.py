@@ -1,6 +1,7 @@
 """Figures that a JSON file of an earlier run holds: what the same code measured the same way is not measured again.
 
-A seed of a suite is kept whole, all methods or none, so that methods are compared on the same teachers. Knows files; knows no
+Code is that of the package which decides a figure, and of this benchmark; versions of libraries are not looked at. A seed
+of a suite is kept whole, all methods or none, so that methods are compared on the same teachers. Knows files; knows no
 models.
 """
 
@@ -23,9 +24,12 @@ _PACKAGE = Path(muki_ray.__file__).parent
 # what decides a figure; the rest of the package moves it about
 _FOLDERS = ("student", "baselines", "teachers")
 _MODULES = (
-    "assess", "calibration", "cotraining*", "evaluation", "integration", "labels", "learned", "ownership", "scripts",
+    "assess", "calibration", "cotraining*", "evaluation", "hashing", "integration", "labels", "learned", "ownership", "scripts",
     "standardisation", "supervision", "text_view", "uncertainty",
 )  # fmt: skip
+
+# what of this benchmark decides none
+_SHOWN = ("quality_kept.py", "quality_page.py", "quality_plots.py", "quality_report.py")
 
 Figures = dict[str, Any]
 
@@ -70,6 +74,8 @@ def code() -> str:
     """Digest of the code that figures depend on; comments and docstrings are not code."""
     files = [path for folder in _FOLDERS for path in sorted((_PACKAGE / folder).glob("*.py"))]
     files += [path for module in _MODULES for path in sorted(_PACKAGE.glob(f"{module}.py"))]
+    here = sorted(Path(__file__).parent.glob("quality_*.py"))
+    files += [path for path in here if path.name not in _SHOWN]
     return digest(part for path in files for part in (path.name, bare(path.read_text())))
 
 

@@ -4,19 +4,20 @@ A score speaks of one row; the corpus knows more. Rows that read alike belong to
 scores look different on its own rows. So two classifiers guess the owner of a row, one from its words
 (`text_view.py`), one from all scores of all teachers, each taught by the other:
 
-1. start: `w` from the method's score alone (`cotraining_start.py`);
+1. start: `w` from what the teachers say of the row alone (`cotraining_start.py`);
 2. the text's classifier learns `w`; the scores' classifier learns what the text's says;
 3. belief = `w * text ** a * scores ** b`, as for independent witnesses, each less the shares that it learned and with
    those of the teachers in their place; twice more the classifiers learn from that. `a` and `b` are 3 for a classifier
    that is right about rows it has not learned from, less for one that is not (`_slope`): words that say nothing of a
    row's teacher have no say.
 
-A score is a guide only where the teachers speak on one scale, so there is a second start, from ranks: of the rows with the
-same answer from a teacher, those that it is most certain of are its own, as many as if all labels had alike much of the
-corpus. Then as many as the beliefs that come of it give to a label, and so on, while that brings ranks and words closer
-(`misranked`): within an answer, what a teacher is certain of is what it knows, even where nothing else can be compared. Of
-both starts the one stays whose beliefs and whose words ranks agree with better: beliefs hold the start's own word and would
-agree by themselves, words do not but say less.
+The start is the method's score. That is a guide only where the teachers speak on one scale, so unless all agrees as it is
+there is a second one, from ranks: of the rows with the same answer from a teacher, those that it is most certain of are its
+own, at first as many as its count of labels suggests. Then as many as the beliefs that come of it give to a label, and so on,
+while that brings ranks and words closer (`misranked`): within an answer, what a teacher is certain of is what it knows, even
+where nothing else can be compared. Of both starts the one stays whose beliefs and whose words ranks agree with better:
+beliefs hold the start's own word and would agree by themselves, words do not but say less. Where words say nothing of the
+ranks it is the score: what one teacher owns nearly all of has own rows at every rank.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
@@ -68,6 +69,8 @@ MOST_ROWS = 20_000
 _WELL_RANKED = 0.005
 # labels are counted again at most so often, and as long as that leaves this much of the words' disagreement or less
 _RECOUNTS, _MENDED = 4, 0.98
+# words that disagree with ranks so often (by chance it is half of the time) say nothing of them
+_SAY_NOTHING = 0.47
 _LEAST_SPREAD = 1e-9
 
 
@@ -76,7 +79,7 @@ class CoTraining:
     """The fitted classifiers.
 
     Attributes:
-        start: log odds from scores alone.
+        start: log odds from what the teachers say of a row alone.
         scripts_G: their names; all others count as the first.
         prior_GM: log of the teachers' shares, less the logs of the shares that the two classifiers have learned.
         emphasis_2: how many times the text's classifier counts, and the scores'.
@@ -172,7 +175,7 @@ def fit_cotraining(views: Views) -> CoTraining:
             both = View(text, place_S, TEXT_PENALTY), View(seen, place_S, SCORES_PENALTY)
             found = teach(start(views, group_S), *both, group_S)
             return _Outcome(
-                start, found, *(misranked(views, group_S, said) for said in (found.belief, found.heard))
+                start, found, *(misranked(views, group_S, part) for part in (found.belief, found.heard))
             )
 
         best = _best(taught, views, group_S)
@@ -198,7 +201,7 @@ class _Outcome:
 def _best(taught: Callable[[Start], _Outcome], views: Views, group_S: NDArray[np.int64]) -> _Outcome:
     """Of both starts the one whose outcome ranks agree with better."""
     of_scores = taught(by_score(views))
-    if of_scores.beliefs < _WELL_RANKED:
+    if len(views.labels_M) == 1 or of_scores.beliefs < _WELL_RANKED:
         return of_scores
     start = by_rank(views, group_S)
     of_ranks = taught(start)
@@ -207,15 +210,17 @@ def _best(taught: Callable[[Start], _Outcome], views: Views, group_S: NDArray[np
         if again.words > _MENDED * of_ranks.words:
             break
         of_ranks = again
+    if of_ranks.words > _SAY_NOTHING:
+        return of_scores
     return min(of_scores, of_ranks, key=lambda one: one.beliefs * one.words)
 
 
 def misranked(views: Views, group_S: NDArray[np.int64], belief_SM: Matrix) -> float:
     """How often ranks contradict the beliefs, from 0 to 1.
 
-    Of two rows with the same answer from a teacher, in one script, of which one is its own and the other is not, it should be more certain of
-    its own: one less the area under the ROC curve, by soft membership, the mean over all teachers and answers. 0.5
-    where no row belongs to one and none to another.
+    Of two rows with the same answer from a teacher, in one script, of which one is its own and the other is not, it should
+    be more certain of its own: one less the area under the ROC curve, by soft membership, the mean over all teachers and
+    answers. An answer counts by `own * other / rows`. 0.5 where no row belongs to one and none to another.
     """
     wins = pairs = 0.0
     for m, bin_S in enumerate(bins(views, group_S).T):

@@ -24,7 +24,7 @@ _ROUNDS = 3
 _EMPHASIS = 3.0
 # a row teaches by this power of how far its best belief is ahead
 _DOUBT = 0.5
-# how much the scores' own shares count where they are estimated; the least share, of an even one
+# how much the start's own shares count where they are estimated; the least share, of an even one
 _CAUTION, _LEAST_SHARE = 0.03, 0.01
 # strength of the squared penalty, in rows
 TEXT_PENALTY, SCORES_PENALTY = 1.0, 3.0
@@ -100,11 +100,11 @@ def shares(said_SM: Matrix, first_SM: Matrix) -> Matrix:
     On the rows that a teacher's score is surest of, what the text's classifier says on average tells what it says of
     this teacher's rows; the shares are those with which these averages add up to its average over all rows. What the
     scores' extremes do not show (a score that is a little too high everywhere) so has no say. Where the texts tell
-    teachers apart badly the averages are alike, and the shares stay near those of the scores alone.
+    teachers apart badly the averages are alike, and the shares stay near those of the start alone.
 
     Args:
         said_SM: probabilities that a classifier gives to rows which it has not learned from.
-        first_SM: beliefs from the scores alone.
+        first_SM: beliefs from the start alone.
     """
     count = first_SM.shape[1]
     surest_SM = _sure(first_SM)[:, None] * np.eye(count)[first_SM.argmax(axis=1)]

@@ -1,4 +1,4 @@
-"""Where co-training begins: log odds of a row's owner from scores alone.
+"""Where co-training begins: log odds of a row's owner from what the teachers say of it alone.
 
 By the method's score as it is, one scale for all teachers: `s / (0.6 sd)`. Or by ranks, where scores are on scales of
 their own. Not a teacher's scores alone, each of its *labels* has such a scale: what is foreign to a teacher is answered
@@ -66,8 +66,8 @@ class ByRank:
 
     Attributes:
         knots_BQ: quantiles of the teacher's certainty among the sample's rows of the bin.
-        rows_B: how many these are; of a bin without any, every rank is one half.
-        share_B: how many of them belong to the label.
+        rows_B: how many these are; in a bin without any, every rank is one half.
+        share_B: how many of the bin's rows belong to the label; the fewer there are, the nearer to the teacher's share of all.
     """
 
     knots_BQ: NDArray[np.float64]
@@ -92,7 +92,8 @@ class ByRank:
         own_B = np.zeros(len(self.rows_B))
         for m, bin_S in enumerate(bins(views, group_S).T):
             own_B += np.bincount(bin_S, weights=belief_SM[:, m], minlength=len(own_B))
-        return replace(self, share_B=_shares(own_B, self.rows_B))
+        share_L = np.repeat(np.mean(belief_SM, axis=0), views.labels_M)
+        return replace(self, share_B=_shares(own_B, self.rows_B, share_L))
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """What it is, by name."""
@@ -105,10 +106,10 @@ def by_score(views: Views) -> Start:
 
 
 def by_rank(views: Views, group_S: Groups) -> ByRank:
-    """From a sample of the corpus, if every label had alike much of it.
+    """From a sample of the corpus, as if each teacher owned as much as the root of its label count, its labels alike much of that.
 
-    Were a teacher of two labels beside one of two hundred, labels alike would leave it next to nothing, and teachers alike
-    the other's labels; a teacher has the root of its label count, and each of its labels the same of that.
+    Were labels alike, a teacher of two beside one of two hundred would be left next to nothing; were teachers alike, the
+    labels of the other.
     """
     labels = sum(views.labels_M)
     sizes_G = np.bincount(group_S)
@@ -119,8 +120,9 @@ def by_rank(views: Views, group_S: Groups) -> ByRank:
             rows_B[found] = len(rows)
             knots_BQ[found] = np.quantile(views.certainty_NM[rows, m], np.linspace(0.0, 1.0, _KNOTS))
     roots_M = np.sqrt(views.labels_M)
-    of_label = np.repeat(roots_M / roots_M.sum() / views.labels_M, views.labels_M)
-    return ByRank(knots_BQ, rows_B, _shares(np.outer(sizes_G, of_label).reshape(-1), rows_B))
+    share_L = np.repeat(roots_M / roots_M.sum(), views.labels_M)
+    own_B = np.outer(sizes_G, share_L / np.repeat(views.labels_M, views.labels_M)).reshape(-1)
+    return ByRank(knots_BQ, rows_B, _shares(own_B, rows_B, share_L))
 
 
 def bins(views: Views, group_N: Groups) -> NDArray[np.int64]:
@@ -147,10 +149,14 @@ def _members(bin_N: Groups) -> list[tuple[int, NDArray[np.int64]]]:
     return list(zip(found.tolist(), np.split(order, first[1:]), strict=True)) if len(bin_N) else []
 
 
-def _shares(own_B: Floats, rows_B: NDArray[np.int64]) -> NDArray[np.float64]:
-    """How much of each bin belongs to its label; one half of a bin without rows."""
-    share = np.where(rows_B > 0, own_B / np.maximum(rows_B, 1), 0.5)
-    return np.asarray(np.clip(share, _LEAST_SHARE, 1 - _LEAST_SHARE))
+def _shares(own_B: Floats, rows_B: NDArray[np.int64], share_L: Floats) -> NDArray[np.float64]:
+    """How much of each bin belongs to its label. One more row counts as much as its teacher's share of everything.
+
+    So a bin of few rows claims little more than others do, and one that the sample never had claims just as much.
+    """
+    usual_B = np.tile(share_L, len(rows_B) // len(share_L))
+    share_B = (np.minimum(own_B, rows_B) + usual_B) / (rows_B + 1)
+    return np.asarray(np.clip(share_B, _LEAST_SHARE, 1 - _LEAST_SHARE))
 
 
 def _logit(p: Floats) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ class Views:
     Attributes:
         scores_NM: the method's score, finite.
         seen_NX: `score_view` of the rows; its first M columns tell how certain each teacher is of its answer.
-        answers_NM: place of each teacher's best label among its own, `0 .. C_m - 1`.
+        answers_NM: place of each teacher's best label among its own, `0 .. C_m - 1`; labels that the user merged are still apart.
         labels_M: how many labels each teacher has, C_m.
         texts: what is `shown` of the rows.
     """

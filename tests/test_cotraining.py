@@ -158,12 +158,26 @@ def test_ranks_mend_what_scales_of_their_own_spoil(
     assert wrong < 0.5 * (1 - accuracy(by_score(rows), owner))
 
 
-def test_scores_stay_the_start_where_ranks_would_take_shares_for_even() -> None:
-    """Scores on one scale tell that nine tenths belong to one teacher; its own rows fill all ranks."""
-    owner, noisy, texts = corpus(900, (0.95, 0.05), 0.25)
-    fitted = fit_cotraining(views(noisy, texts))
-    assert isinstance(fitted.start, ByScore)
-    assert 1 - accuracy(fitted(views(noisy, texts)), owner) < 0.02
+@pytest.mark.parametrize("noise", [0.25, 0.4])
+@pytest.mark.parametrize("share", [(0.95, 0.05), (0.99, 0.01), (1.0, 0.0)])
+@pytest.mark.parametrize("answers", [1, 4])
+def test_where_one_teacher_owns_nearly_all_scores_stay_the_start(
+    share: tuple[float, float], noise: float, answers: int
+) -> None:
+    """Its own rows fill all ranks, so ranks would give many of them to the other."""
+    owner, noisy, texts = corpus(900, share, noise)
+    said = np.random.default_rng(0).integers(answers, size=noisy.shape)
+    rows = Views(noisy, noisy, said, (4, 4), texts)
+    assert 1 - accuracy(fit_cotraining(rows)(rows), owner) < 0.03
+
+
+@pytest.mark.parametrize("noise", [0.25, 0.4])
+def test_a_script_of_its_own_is_left_to_each_teacher(noise: float) -> None:
+    rng = np.random.default_rng(0)
+    owner = np.arange(900) % 2
+    noisy = np.eye(2)[owner] + noise * rng.standard_normal((900, 2))
+    texts = [t.translate(CYRILLIC) if m else t for t, m in zip(written(owner, rng), owner, strict=True)]
+    assert 1 - accuracy(beliefs(noisy, texts), owner) < 0.03
 
 
 def test_shares_are_counted_again_while_ranks_agree_better(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,47 +45,53 @@ def test_scores_that_are_all_alike_say_nothing() -> None:
 
 
 def test_ranks_by_hand() -> None:
-    # five rows of each answer; two teachers of two labels: each label is thought to have a quarter of ten rows
+    # five rows of each answer, two teachers of two labels: each label is thought to have 2.5 of five; so has one row more
     certainty = np.array([0.1, 0.2, 0.5, 0.6, 0.9, 0.91, 0.92, 0.93, 0.94, 0.95])
     answers = np.repeat([0, 1], 5)
     views = rows(np.stack([certainty, certainty], axis=1), np.stack([answers, answers], axis=1))
     found = odds(by_rank(views, one_script(views)), views)
-    wanted = [logit((place + 0.5) / 5) + logit(0.5) for place in range(5)] * 2
+    wanted = [logit((place + 0.5) / 5) for place in range(5)] * 2
     np.testing.assert_allclose(found[:, 0], wanted, atol=1e-9)
     np.testing.assert_allclose(found[:, 1], wanted, atol=1e-9)
 
 
-def test_ranks_are_those_of_a_label_and_a_script() -> None:
+def test_scripts_are_ranked_apart() -> None:
+    certainty = np.array([[0.1], [0.2], [0.3], [0.7], [0.8], [0.9]])
+    views, group = rows(np.concatenate([certainty, certainty], axis=1)), np.array([0, 0, 0, 1, 1, 1])
+    found = by_rank(views, group)(views, group)[:, 0]
+    np.testing.assert_allclose(found[:3], found[3:])
+    assert (np.diff(found[:3]) > 0).all()
+    together = odds(by_rank(views, one_script(views)), views)[:, 0]
+    assert (np.diff(together) > 0).all()
+
+
+def test_bins_are_labels_of_a_teacher_in_a_script() -> None:
     rng = np.random.default_rng(0)
-    views = rows(rng.random((60, 2)), rng.integers(3, size=(60, 2)), (3, 3))
-    group = rng.integers(2, size=60)
-    found = by_rank(views, group)(views, group)
+    views, group = rows(rng.random((60, 2)), rng.integers(3, size=(60, 2)), (3, 3)), rng.integers(2, size=60)
     bin_NM = bins(views, group)
-    assert bin_NM.max() < 12 and len(np.unique(bin_NM[:, 0])) == 6
-    assert not set(bin_NM[:, 0]) & set(bin_NM[:, 1])
-    for m in range(2):
-        for one in np.unique(bin_NM[:, m]):
-            mine = bin_NM[:, m] == one
-            np.testing.assert_array_equal(np.argsort(found[mine, m]), np.argsort(views.certainty_NM[mine, m]))
-            assert (
-                np.abs(np.sort(found[mine, m]) + np.sort(-found[mine, m])).max() < 10
-            )  # finite on both sides
+    told = {
+        (*key, int(found))
+        for m in range(2)
+        for *key, found in zip([m] * 60, group, views.answers_NM[:, m], bin_NM[:, m], strict=True)
+    }
+    assert len(told) == len({key for *_, key in told}) == 12
+    assert bin_NM.max() < 12
 
 
 def test_a_small_label_claims_less_of_a_common_answer() -> None:
-    """Of 100 rows with one answer as many belong to it as to a label that 10 rows get: the latter's are more often its own."""
+    """A label that 100 rows get as their answer is thought to have as many of its own as one that 10 rows get."""
     rng = np.random.default_rng(0)
     answers = np.repeat([0, 1], [100, 10])[:, None]
     views = rows(rng.random((110, 2)), np.concatenate([answers, answers], axis=1))
     start = by_rank(views, one_script(views))
-    np.testing.assert_allclose(start.share_B[:2], [27.5 / 100, 0.98])
+    np.testing.assert_allclose(start.share_B[:2], [28 / 101, 10.5 / 11])  # (27.5 + 0.5) / (100 + 1), all ten
 
 
 def test_a_teachers_part_grows_with_the_root_of_its_labels() -> None:
     views = rows(np.random.default_rng(0).random((120, 2)), labels=(1, 4))
     share_B = by_rank(views, one_script(views)).share_B
-    np.testing.assert_allclose(share_B[0], 1 / 3)
-    np.testing.assert_allclose(share_B[1], 2 / 3 / 4)
+    np.testing.assert_allclose(share_B[0], (40 + 1 / 3) / 121)
+    np.testing.assert_allclose(share_B[1], (20 + 2 / 3) / 121)
 
 
 def test_counted_shares_are_what_was_believed() -> None:
@@ -94,14 +100,15 @@ def test_counted_shares_are_what_was_believed() -> None:
     belief = np.tile([0.8, 0.2], (10, 1))
     belief[5:] = (0.4, 0.6)
     start = by_rank(views, one_script(views)).counted(views, one_script(views), belief)
-    np.testing.assert_allclose(start.share_B, [0.8, 0.4, 0.2, 0.6])
+    np.testing.assert_allclose(start.share_B, [4.6 / 6, 2.6 / 6, 1.4 / 6, 3.4 / 6])
 
 
-def test_an_answer_that_the_sample_never_had_says_nothing() -> None:
-    views = rows(np.random.default_rng(0).random((10, 2)))
+@pytest.mark.parametrize("teachers", [2, 5, 20])
+def test_an_answer_that_the_sample_never_had_claims_what_its_teacher_has(teachers: int) -> None:
+    views = rows(np.random.default_rng(0).random((200, teachers)))
     start = by_rank(views, one_script(views))
-    other = rows(np.array([[0.99, 0.5]]), np.array([[1, 0]]))
-    assert odds(start, other)[0, 0] == 0.0
+    other = rows(np.full((1, teachers), 0.5), np.eye(1, teachers, dtype=np.int64))
+    np.testing.assert_allclose(odds(start, other)[0, 0], logit(1 / teachers), atol=1e-9)
 
 
 @given(scale=st.floats(0.01, 100.0), shift=st.floats(-1.0, 1.0), seed=st.integers(0, 1000))

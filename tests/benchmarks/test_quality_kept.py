@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import quality
 import quality_kept as kept
 import quality_report as report
 from quality_methods import describe
@@ -75,3 +76,12 @@ def test_comments_and_docstrings_are_not_code() -> None:
     assert kept.bare(one) == kept.bare("def f():\n    return   1\n")
     assert kept.bare(one) != kept.bare("def f():\n    return 2\n")
     assert kept.bare('def f():\n    """Only."""\n') == kept.bare("def f():\n    pass\n")
+
+
+def test_the_command_names_what_was_measured() -> None:
+    one = report.of_suite(
+        FACTS | {"seeds": 1}, TEACHERS, {name: RUNS[name] for name in ("upper_bound", "default")}
+    )
+    assert quality.commands({"trec": one | {"ensemble": {"accuracy": 0.5}}}, "tiny") == [
+        "python benchmarks/quality.py --suite trec --scale tiny --seeds 1 --methods upper_bound default"
+    ]
