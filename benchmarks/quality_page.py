@@ -39,6 +39,7 @@ def page(files: Mapping[str, Mapping[str, Any]]) -> str:
         "gold labels. `selection`: how often the teacher with the best score (for the default: the best belief) knows the row's",
         "label, on the test, and on the corpus that targets are made of.",
         "`ECE`: expected calibration error; `calibrated`: with the temperature that the product fits to held-out rows.",
+        "Files named `-earlier` are of a former default, whose co-training began from scores alone; the other methods are the same.",
         "",
     ]
     for name, content in files.items():
