@@ -224,11 +224,12 @@ def misranked(views: Views, group_S: NDArray[np.int64], belief_SM: Matrix) -> fl
     """
     wins = pairs = 0.0
     for m, bin_S in enumerate(bins(views, group_S).T):
-        own_S, rank_S = belief_SM[:, m], np.unique(views.certainty_NM[:, m], return_inverse=True)[1]
+        own_S = belief_SM[:, m]
+        levels, rank_S = np.unique(views.certainty_NM[:, m], return_inverse=True)
         # rows of one bin and one certainty are a tie
-        tie, place_S = np.unique(bin_S * (int(rank_S.max()) + 1) + rank_S, return_inverse=True)
+        tie, place_S = np.unique(bin_S * len(levels) + rank_S, return_inverse=True)
         own_T, other_T = (np.bincount(place_S, weights=part) for part in (own_S, 1.0 - own_S))
-        _, first, of_bin_T = np.unique(tie // (int(rank_S.max()) + 1), return_index=True, return_inverse=True)
+        _, first, of_bin_T = np.unique(tie // len(levels), return_index=True, return_inverse=True)
         below_T = np.cumsum(other_T) - other_T
         below_T -= below_T[first][of_bin_T]
         won, own, other = (
