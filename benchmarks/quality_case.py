@@ -22,11 +22,13 @@ from quality_models import MODELS, base
 from quality_suites import AtScale
 from quality_train import gold_table, recipe, train
 
-from muki_ray.config import TeacherConfig
+from muki_ray.config import StudentConfig, TeacherConfig
 from muki_ray.config_method import AnyMethod
+from muki_ray.embedding import embed
 from muki_ray.hub import content_hash
 from muki_ray.labels import LabelSpace, join
 from muki_ray.store import fingerprint
+from muki_ray.student.model import inspect_student
 from muki_ray.student.train import TRAINING_FORMAT
 from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays
 from muki_ray.teachers.loading import inspect, load
@@ -91,6 +93,19 @@ class Case:
             found = [self._ask(spec, method, where, dropout) for spec in self.specs]
             self._said[key] = [one for one, _ in found], sum(seconds for _, seconds in found)
         return self._said[key]
+
+    def embed(self, texts: Sequence[str]) -> NDArray[np.float32] | None:
+        """What the student's base makes of texts, `[N, E]`."""
+        student = inspect_student(
+            StudentConfig(model=str(self.student_base), max_length=self.max_length), self.max_length
+        )
+        content = ["embedding", student.content, self.max_length, digest(texts)]
+
+        def make() -> dict[str, NDArray[np.float32]]:
+            found = embed(student, texts, torch.get_num_threads(), torch.cuda.is_available())
+            return {} if found is None else {"embedded": found}
+
+        return arrays(self.cache / "embeddings", content, make).get("embedded")
 
     def _ask(
         self, spec: TeacherSpec, method: AnyMethod, where: str, dropout: object

@@ -25,6 +25,7 @@ from muki_ray.student.objectives import WeightedKl, objective_of
 from muki_ray.supervision import supervise
 from muki_ray.teachers.evidence import EvidenceArrays
 from muki_ray.uncertainty import SAMPLED, SCORES, scores
+from muki_ray.workflow.embed import reads
 
 _STANDARDISATIONS = ("none", "zscore", "quantile", "owner")
 
@@ -47,14 +48,14 @@ def integrated(
     return result.table
 
 
-def learned_from(texts: Sequence[str], evidence: list[EvidenceArrays], method: AnyMethod) -> Learned:
+def learned_from(case: Case, evidence: list[EvidenceArrays], method: AnyMethod) -> Learned:
     """What the method learns from the corpus, here from all of its rows."""
     if not must_learn(method):
         return Learned()
+    texts = case.texts(CORPUS)
     everything = [one.take(np.ones(len(texts), dtype=np.bool_)) for one in evidence]
-    return learn(
-        method, [sample(method, Rows(everything, pa.table({"text": pa.array(list(texts), pa.string())})))]
-    )
+    rows = Rows(everything, pa.table({"text": pa.array(texts, pa.string())}))
+    return learn(method, [sample(method, rows)], case.embed if reads(method) else None)
 
 
 def of_teachers(case: Case) -> dict[str, Any]:

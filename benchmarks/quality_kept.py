@@ -24,7 +24,7 @@ _PACKAGE = Path(muki_ray.__file__).parent
 # what decides a figure; the rest of the package moves it about
 _FOLDERS = ("student", "baselines", "teachers")
 _MODULES = (
-    "assess", "calibration", "cotraining*", "evaluation", "hashing", "integration", "labels", "learned", "ownership", "scripts",
+    "assess", "calibration", "cotraining*", "embedding*", "evaluation", "hashing", "integration", "labels", "learned", "ownership", "scripts",
     "standardisation", "supervision", "text_view", "uncertainty",
 )  # fmt: skip
 

@@ -15,6 +15,7 @@ _STUDENTS: dict[str, dict[str, Any]] = {
     "default": {},
     # the default, less one of its parts
     "default_no_cotraining": {"cotraining": False},
+    "default_no_embedding": {"embedding": False},
     "default_no_mc": {"score": "entropy", "samples": 0},
     "paper": {"kind": "paper"},
     "muki_hard": {"kind": "paper", "integration": "hard"},

@@ -22,6 +22,7 @@ _PARTS = (
     ("Monte-Carlo dropout, in the default", "default", "default_no_mc"),
     ("Monte-Carlo dropout, in the paper's setting", "paper", "muki_no_mc"),
     ("co-training", "default", "default_no_cotraining"),
+    ("what the student's base makes of texts, in co-training", "default", "default_no_embedding"),
     ("the margin, in the paper's setting", "paper", "muki_no_margin"),
     ("soft rather than hard integration, in the paper's setting", "paper", "muki_hard"),
     ("the default rather than the paper's setting", "default", "paper"),

@@ -65,7 +65,7 @@ def figures(case: Case, name: str, students: bool) -> dict[str, Any]:
         table, objective, found, normalize = _gold(case), WeightedKl(), {}, False
     else:
         evidence, seconds = case.evidence(method, CORPUS)
-        learned = learned_from(case.texts(CORPUS), evidence, method)
+        learned = learned_from(case, evidence, method)
         table = integrated(case.texts(CORPUS), evidence, case.space, method, learned)
         found = of_targets(case, method, table, learned) | {"scoring_seconds": seconds}
         objective, normalize = objective_of(method, case.space, case.specs), method.weights == "normalize"
@@ -154,7 +154,7 @@ def _bias(case: Case) -> NDArray[np.float64]:
     assert method is not None
     evidence, _ = case.evidence(method, CORPUS)
     texts = case.texts(CORPUS)
-    table = integrated(texts, evidence, case.space, method, learned_from(texts, evidence, method))
+    table = integrated(texts, evidence, case.space, method, learned_from(case, evidence, method))
     return fit_bias(logits_of(case, CORPUS), matrix(table, "scores"))
 
 

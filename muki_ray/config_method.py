@@ -75,6 +75,10 @@ class MukiMethod(Section):
         default=True,
         description="learn from all scores and from the texts which teacher knows which rows: see muki_ray/cotraining.py",
     )
+    embedding: bool = Field(
+        default=True,
+        description="where words say little for that, also ask what the student's base model makes of at most 20,000 rows",
+    )
     integration: Literal["hard", "soft"] = "soft"
     tau: Positive | None = Field(
         default=None,
@@ -188,6 +192,11 @@ class BaselineMethod(Section):
     @property
     def cotraining(self) -> Literal[False]:
         """No teacher is chosen."""
+        return False
+
+    @property
+    def embedding(self) -> Literal[False]:
+        """And so no text is read."""
         return False
 
     @property

@@ -19,6 +19,12 @@ where nothing else can be compared. Of both starts the one stays whose beliefs a
 beliefs hold the start's own word and would agree by themselves, words do not but say less. Where words say nothing of the
 ranks it is the score: what one teacher owns nearly all of has own rows at every rank.
 
+Where words say next to nothing of the ranks (words of two languages say nothing of each other) an encoder is asked that was
+trained on much text (`embedding_view.py`). All this is done a second time with what it makes of the texts beside the words, and
+the words learn the beliefs that come of it (`retell`). That stays if ranks agree with it better than with what words found
+alone. Then rows of the sample keep the encoder's beliefs; others have no embedding, and get what the words have learned of it.
+Where words suffice it is not asked: its errors have a system that a student made from it takes over, those of words have none.
+
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
 A row where two teachers are close teaches little. The *shares* of the teachers are estimated once (`shares`), from what
 the text's classifier says of the rows that the scores are surest of: were they taken from the beliefs, scores that lean
@@ -30,13 +36,14 @@ the texts tell teachers apart badly, the others are overrated. Beliefs are proba
 
 Pure: arrays and texts in, arrays out. Knows no files, no models, no Ray.
 
-Shapes: N rows, S rows of a sample, M teachers, F folds, G scripts, D columns of the text's view, X scores of a row.
+Shapes: N rows, S rows of a sample, R rows that are remembered, M teachers, F folds, G scripts, D columns of the text's view,
+X scores of a row.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 from zipfile import BadZipFile
@@ -53,14 +60,16 @@ from muki_ray.cotraining_rounds import (
     Taught,
     View,
     means,
+    retell,
     said,
     teach,
 )
 from muki_ray.cotraining_start import Start, bins, by_rank, by_score, start_of
 from muki_ray.cotraining_views import Views
+from muki_ray.embedding_view import Embed, principal
 from muki_ray.errors import StoreError
 from muki_ray.scripts import group_of, groups
-from muki_ray.text_view import axes, counts, folds, rarity, view
+from muki_ray.text_view import axes, counts, folds, keys, rarity, view
 from muki_ray.uncertainty import softmax
 
 # rows that are learned from at most, so that fitting stays short beside scoring
@@ -71,6 +80,10 @@ _WELL_RANKED = 0.005
 _RECOUNTS, _MENDED = 4, 0.98
 # words that disagree with ranks so often (by chance it is half of the time) say nothing of them
 _SAY_NOTHING = 0.47
+# words that disagree with ranks so often leave something for an encoder to say
+_SAY_LITTLE = 0.42
+# an encoder that leaves more than this of the words' disagreement tells nothing that they do not
+_TELLS = 0.9
 _LEAST_SPREAD = 1e-9
 
 
@@ -86,6 +99,7 @@ class CoTraining:
         rarity_D: of the text's columns.
         centre_GX, scale_X: of the scores.
         text_FDM, text_bias_FGM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
+        key_R, belief_RM: beliefs about texts that an encoder has read, by key in ascending order; without an encoder, none.
     """
 
     start: Start
@@ -99,6 +113,8 @@ class CoTraining:
     text_bias_FGM: NDArray[np.float32]
     scores_FXM: NDArray[np.float32]
     scores_bias_FM: NDArray[np.float32]
+    key_R: NDArray[np.uint64]
+    belief_RM: NDArray[np.float32]
 
     def __call__(self, views: Views) -> Matrix:
         """Beliefs about some rows, `[N, M]`, rows sum to 1."""
@@ -115,7 +131,13 @@ class CoTraining:
                 bias = self.text_bias_FGM[f, group_N[rows]]
                 odds[rows] += of_text * said(text[rows], self.text_FDM[f], bias)
                 odds[rows] += of_scores * said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
-        return softmax(odds)
+        belief = softmax(odds)
+        if len(self.key_R):
+            key_N = keys(views.texts)
+            place_N = np.minimum(np.searchsorted(self.key_R, key_N), len(self.key_R) - 1)
+            known_N = self.key_R[place_N] == key_N
+            belief[known_N] = self.belief_RM[place_N[known_N]]
+        return belief
 
     def to_bytes(self) -> bytes:
         """A NumPy archive; `from_bytes` gives back an equal object."""
@@ -144,8 +166,11 @@ class CoTraining:
             ) from error
 
 
-def fit_cotraining(views: Views) -> CoTraining:
+def fit_cotraining(views: Views, embed: Embed | None = None) -> CoTraining:
     """Learn from a sample of the corpus; the result does not depend on how many threads there are.
+
+    Args:
+        embed: what an encoder makes of texts; only asked where words say little.
 
     Raises:
         ValueError: no rows.
@@ -162,30 +187,56 @@ def fit_cotraining(views: Views) -> CoTraining:
         scores_SX.std(axis=0).astype(np.float32),
     )
     scale_X[scale_X < _LEAST_SPREAD] = 1.0
+    seen = (scores_SX - centre_GX[group_S]) / scale_X
     place_S = folds(views.texts, FOLDS)
+
+    def both(text: Matrix) -> tuple[View, View]:
+        return View(text, place_S, TEXT_PENALTY), View(seen, place_S, SCORES_PENALTY)
+
+    def outcome(start: Start, found: Taught) -> _Outcome:
+        return _Outcome(
+            start, found, *(misranked(views, group_S, part) for part in (found.belief, found.heard))
+        )
+
+    def best_of(text: Matrix) -> _Outcome:
+        return _best(
+            lambda start: outcome(start, teach(start(views, group_S), *both(text), group_S)), views, group_S
+        )
+
     with threadpool_limits(1):
         words = view(counted, rarity_D)
         axes_DL = axes(words)
-        text, seen = np.asarray(words @ axes_DL, dtype=np.float64), (scores_SX - centre_GX[group_S]) / scale_X
+        text = np.asarray(words @ axes_DL, dtype=np.float64)
         # of one script alone the classifier's bias is as good
         mean_GL = means(text, group_S) if len(scripts_G) > 1 else np.zeros((1, text.shape[1]))
         text -= mean_GL[group_S]
-
-        def taught(start: Start) -> _Outcome:
-            both = View(text, place_S, TEXT_PENALTY), View(seen, place_S, SCORES_PENALTY)
-            found = teach(start(views, group_S), *both, group_S)
-            return _Outcome(
-                start, found, *(misranked(views, group_S, part) for part in (found.belief, found.heard))
-            )
-
-        best = _best(taught, views, group_S)
+        best = best_of(text)
+    key_R, belief_RM = _remembered([], np.zeros((0, len(views.labels_M))))
+    asked = embed is not None and best.words > _SAY_LITTLE and not _is_settled(best, views)
+    embedded = embed(views.texts) if asked and embed is not None else None
+    if embedded is not None:
+        with threadpool_limits(1):
+            meant = best_of(np.hstack([text, principal(embedded, group_S)]))
+            start, belief = meant.start, meant.found.belief
+            retold = outcome(start, retell(start(views, group_S), belief, *both(text), group_S))
+        if _is_mended(best, meant, retold):
+            best, (key_R, belief_RM) = retold, _remembered(views.texts, belief)
     found = best.found
     axes_FLM, bias_FM = found.text.coefficients()
     bias_FGM = bias_FM[:, None] - np.matmul(mean_GL.astype(np.float32), axes_FLM)
     return CoTraining(
         best.start, np.array(scripts_G), found.prior_GM.astype(np.float32), found.emphasis_2.astype(np.float32), rarity_D,
-        centre_GX, scale_X, np.matmul(axes_DL, axes_FLM), bias_FGM, *found.seen.coefficients(),
+        centre_GX, scale_X, np.matmul(axes_DL, axes_FLM), bias_FGM, *found.seen.coefficients(), key_R,
+        belief_RM,
     )  # fmt: skip
+
+
+def _remembered(texts: Sequence[str], belief_SM: Matrix) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Keys and beliefs, equal texts once, with the mean of theirs."""
+    key_R, place_S, rows_R = np.unique(keys(texts), return_inverse=True, return_counts=True)
+    belief_RM = np.zeros((len(key_R), belief_SM.shape[1]))
+    np.add.at(belief_RM, place_S, belief_SM)
+    return key_R, (belief_RM / rows_R[:, None]).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -201,7 +252,7 @@ class _Outcome:
 def _best(taught: Callable[[Start], _Outcome], views: Views, group_S: NDArray[np.int64]) -> _Outcome:
     """Of both starts the one whose outcome ranks agree with better."""
     of_scores = taught(by_score(views))
-    if len(views.labels_M) == 1 or of_scores.beliefs < _WELL_RANKED:
+    if _is_settled(of_scores, views):
         return of_scores
     start = by_rank(views, group_S)
     of_ranks = taught(start)
@@ -210,9 +261,29 @@ def _best(taught: Callable[[Start], _Outcome], views: Views, group_S: NDArray[np
         if again.words > _MENDED * of_ranks.words:
             break
         of_ranks = again
-    if of_ranks.words > _SAY_NOTHING:
-        return of_scores
-    return min(of_scores, of_ranks, key=lambda one: one.beliefs * one.words)
+    return _better(of_scores, of_ranks)
+
+
+def _is_settled(outcome: _Outcome, views: Views) -> bool:
+    """Whether nothing is left to mend."""
+    return len(views.labels_M) == 1 or outcome.beliefs < _WELL_RANKED
+
+
+def _better(first: _Outcome, other: _Outcome) -> _Outcome:
+    """The one that ranks agree with better; the first where words say nothing of the other's."""
+    if other.words > _SAY_NOTHING:
+        return first
+    return min(first, other, key=lambda one: one.beliefs * one.words)
+
+
+def _is_mended(best: _Outcome, meant: _Outcome, retold: _Outcome) -> bool:
+    """Whether ranks agree better with an encoder's beliefs, and with what words learned of these, than with the words' own.
+
+    The encoder alone is no judge of itself: it may have learned the ranks' errors, and then agrees with them best of all.
+    """
+    if meant.words > _TELLS * best.words or meant.beliefs >= best.beliefs:
+        return False
+    return retold.words > _SAY_NOTHING or _better(best, retold) is retold
 
 
 def misranked(views: Views, group_S: NDArray[np.int64], belief_SM: Matrix) -> float:

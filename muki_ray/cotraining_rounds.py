@@ -53,6 +53,7 @@ class Taught:
     Attributes:
         belief: who owns a row, `[S, M]`.
         heard: what the text's classifier says of that, of rows that it has not learned from, `[S, M]`.
+        share_GM: of the rows, by script.
         prior_GM: log odds.
         emphasis_2: how many times either classifier counts.
         text, seen: the classifiers.
@@ -60,6 +61,7 @@ class Taught:
 
     belief: Matrix
     heard: Matrix
+    share_GM: Matrix
     prior_GM: Matrix
     emphasis_2: Matrix
     text: View
@@ -68,24 +70,42 @@ class Taught:
 
 def teach(start: Matrix, text: View, seen: View, group_S: NDArray[np.int64]) -> Taught:
     """The rounds, from log odds of each row's owner, `[S, M]`."""
-    first = belief = softmax(start)
+    taught = _round(start, softmax(start), text, seen, group_S, None)
+    for _ in range(_ROUNDS - 1):
+        taught = _round(start, taught.belief, text, seen, group_S, taught.share_GM)
+    return taught
+
+
+def retell(start: Matrix, belief: Matrix, text: View, seen: View, group_S: NDArray[np.int64]) -> Taught:
+    """One round, from beliefs that others came to: the text's classifier learns these, the scores' what the text's says."""
+    share_GM = np.stack([belief[rows].mean(axis=0) for rows in members(group_S)])
+    return _round(start, belief, text, seen, group_S, share_GM)
+
+
+def _round(
+    start: Matrix, belief: Matrix, text: View, seen: View, group_S: NDArray[np.int64], share_GM: Matrix | None
+) -> Taught:
+    """Both classifiers learn, and give new beliefs.
+
+    Args:
+        belief: to learn from.
+        share_GM: None estimates it, from beliefs that are the start's alone.
+    """
     groups = members(group_S)
-    share_GM = None
-    for _ in range(_ROUNDS):
-        weight_S = _sure(belief) ** _DOUBT
-        of_text = text.learn(belief, weight_S)
-        heard = np.exp(of_text)
-        if share_GM is None:
-            share_GM = np.stack([shares(heard[rows], first[rows]) for rows in groups])
-        of_scores = seen.learn(heard, np.ones(len(heard)))
-        a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, group_S)) for one in (of_text, of_scores))
-        # both say what they were taught: their own shares go, the estimated ones come
-        taught_M = weight_S @ belief / weight_S.sum()
-        by_text_GM = _log(taught_M) + _leaning(of_text, groups)
-        by_scores_GM = _log(heard.mean(axis=0)) + _leaning(of_scores, groups)
-        prior_GM = max(a, b) * np.log(share_GM) - a * by_text_GM - b * by_scores_GM
-        belief = softmax(start + a * of_text + b * of_scores + prior_GM[group_S])
-    return Taught(belief, heard, prior_GM, np.array([a, b]), text, seen)
+    weight_S = _sure(belief) ** _DOUBT
+    of_text = text.learn(belief, weight_S)
+    heard = np.exp(of_text)
+    if share_GM is None:
+        share_GM = np.stack([shares(heard[rows], belief[rows]) for rows in groups])
+    of_scores = seen.learn(heard, np.ones(len(heard)))
+    a, b = (_EMPHASIS * min(1.0, _slope(one, belief, weight_S, group_S)) for one in (of_text, of_scores))
+    # both say what they were taught: their own shares go, the estimated ones come
+    taught_M = weight_S @ belief / weight_S.sum()
+    by_text_GM = _log(taught_M) + _leaning(of_text, groups)
+    by_scores_GM = _log(heard.mean(axis=0)) + _leaning(of_scores, groups)
+    prior_GM = max(a, b) * _log(share_GM) - a * by_text_GM - b * by_scores_GM
+    belief = softmax(start + a * of_text + b * of_scores + prior_GM[group_S])
+    return Taught(belief, heard, share_GM, prior_GM, np.array([a, b]), text, seen)
 
 
 def _leaning(said_SM: Matrix, groups: Sequence[NDArray[np.int64]]) -> Matrix:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from muki_ray.config_method import AnyMethod
 from muki_ray.cotraining import MOST_ROWS, CoTraining, fit_cotraining
 from muki_ray.cotraining_views import Views, joined, views_of
+from muki_ray.embedding_view import Embed
 from muki_ray.standardisation import Raw, Standardisation, ZScore, fit, from_json
 from muki_ray.store import Folder
 from muki_ray.text_view import shown
@@ -133,8 +134,11 @@ def sample(method: AnyMethod, rows: Rows) -> Sample:
     return Sample(scores_SM, views_of(rows.evidence, scores_SM, rows.shown()))
 
 
-def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
+def learn(method: AnyMethod, parts: Iterable[Sample], embed: Embed | None = None) -> Learned:
     """Learn from all parts of the sample, in their order.
+
+    Args:
+        embed: what the student's base model makes of texts; co-training asks where words say little.
 
     Raises:
         ValueError: no rows.
@@ -151,5 +155,5 @@ def learn(method: AnyMethod, parts: Iterable[Sample]) -> Learned:
     if not method.cotraining:
         return Learned(standardisation, level=level)
     views = joined([part.views for part in parts if part.views is not None])
-    fitted = fit_cotraining(replace(views, scores_NM=standardisation(scores_SM)))
+    fitted = fit_cotraining(replace(views, scores_NM=standardisation(scores_SM)), embed)
     return Learned(standardisation, fitted, level)

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from muki_ray.embedding_view import Embed
 from muki_ray.errors import TeacherError
 from muki_ray.learned import Learned, Sample, learn
 from muki_ray.planning import LIGHT_TASK_CPUS, PoolPlan, light_tasks
@@ -62,8 +63,11 @@ _TURNS = 8
 _MOST_SHARDS = 64
 
 
-def learn_from_corpus(task: IntegrationTask) -> Learned:
+def learn_from_corpus(task: IntegrationTask, embed: Embed | None = None) -> Learned:
     """What the method has to learn first, from a sample of the corpus and of all teachers' evidence.
+
+    Args:
+        embed: see `learn`.
 
     Raises:
         TeacherError: no row of the sample has a finite answer from every teacher.
@@ -85,7 +89,7 @@ def learn_from_corpus(task: IntegrationTask) -> Learned:
         raise TeacherError(
             f"no row of the corpus has a finite answer from all {len(task.tasks)} teachers; score them one by one to find which fails"
         )
-    return learn(task.method, parts)
+    return learn(task.method, parts, embed)
 
 
 class Integrator:

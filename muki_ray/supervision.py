@@ -25,7 +25,7 @@ from muki_ray.statistics import CorpusStatistics
 from muki_ray.teachers.evidence import EvidenceArrays, float_lists
 
 # part of every supervision fingerprint: raise it when the meaning of a column changes
-SUPERVISION_FORMAT = 10
+SUPERVISION_FORMAT = 11
 QUARANTINE_SCHEMA = pa.schema([("row_id", pa.int64()), ("source", pa.string()), ("reason", pa.string())])
 
 

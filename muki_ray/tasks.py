@@ -208,20 +208,23 @@ def supervision_folder(
     method: AnyMethod,
     run: RunFolder,
     first: int | None = None,
+    base: str | None = None,
 ) -> Folder:
-    """Where the supervision of these teachers under this method lies. Student-side settings are not in the name.
+    """Where the supervision of these teachers under this method lies. How the student is trained is not in the name.
 
     Args:
         first: see `IntegrationTask`.
+        base: digest of the student's base model, where the method may ask what that makes of texts.
     """
     named = {
-        "score", "standardise", "cotraining", "abstain", "integration", "tau", "smoothing", "margin", "temperature",
+        "score", "standardise", "cotraining", "embedding", "abstain", "integration", "tau", "smoothing", "margin", "temperature",
     }  # fmt: skip
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
     settings = method.model_dump(mode="json", include=named)
     evidence = [(task.name, task.folders[0].name, task.spec.labels.names) for task in tasks]
-    learned_from = [] if first is None or not must_learn(method) else [{"first_shards": first}]
+    learned_from: list[dict[str, Any]] = [] if base is None else [{"base": base}]
+    learned_from += [] if first is None or not must_learn(method) else [{"first_shards": first}]
     return run.supervision(fingerprint([SUPERVISION_FORMAT, settings, space.names, evidence, *learned_from]))
 
 

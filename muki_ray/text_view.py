@@ -9,6 +9,7 @@ Shapes: N rows, S rows of a sample, D columns, L axes.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 import zlib
@@ -136,3 +137,9 @@ def axes(rows: Any) -> NDArray[np.float32]:
 def folds(texts: Sequence[str], count: int) -> NDArray[np.int64]:
     """A number below `count` per row that follows from what is shown of it, so that equal rows fall together. `[N]`."""
     return np.array([zlib.crc32(text.encode()) % count for text in texts], dtype=np.int64)
+
+
+def keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+    """A number per row that only equal texts share, but for one chance in 2**64. `[N]`."""
+    found = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(found, dtype="<u8").astype(np.uint64)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +15,7 @@ from muki_ray.cotraining import CoTraining, fit_cotraining, misranked
 from muki_ray.cotraining_start import ByRank, ByScore
 from muki_ray.cotraining_views import Views
 from muki_ray.errors import StoreError
+from muki_ray.text_view import keys
 
 WORDS = (
     ("ball", "goal", "team", "coach", "league"),
@@ -187,6 +191,94 @@ def test_shares_are_counted_again_while_ranks_agree_better(monkeypatch: pytest.M
     once = fit_cotraining(rows)
     assert isinstance(counted.start, ByRank) and isinstance(once.start, ByRank)
     assert 1 - accuracy(counted(rows), owner) < 0.8 * (1 - accuracy(once(rows), owner))
+
+
+def wordless(owner: np.ndarray) -> list[str]:
+    """Texts of which no two share a word."""
+    return [f"text{i:05d}" for i in range(len(owner))]
+
+
+def meant(owner: np.ndarray, noise: float) -> np.ndarray:
+    """Embeddings `[N, 8]` of which the first columns tell the owner."""
+    rng = np.random.default_rng(1)
+    told = np.zeros((len(owner), 8), np.float32)
+    told[np.arange(len(owner)), owner] = 1.0
+    return (told + noise * rng.standard_normal(told.shape)).astype(np.float32)
+
+
+def test_an_encoder_mends_what_words_do_not_tell() -> None:
+    owner, rows = boastful((0.5, 0.5))
+    rows = replace(rows, texts=wordless(owner))
+    alone, both = fit_cotraining(rows), fit_cotraining(rows, lambda texts: meant(owner, 0.4))
+    wrong = 1 - accuracy(both(rows), owner)
+    assert wrong < 0.5 * (1 - accuracy(alone(rows), owner))
+    again = CoTraining.from_bytes(both.to_bytes())
+    np.testing.assert_array_equal(again(rows), both(rows))
+    # in any company, and to the last row: what it remembers goes by the text
+    some = slice(3, 700, 5)
+    part = Views(
+        rows.scores_NM[some], rows.seen_NX[some], rows.answers_NM[some], rows.labels_M, rows.texts[some]
+    )
+    np.testing.assert_array_equal(both(part), both(rows)[some])
+
+
+def seldom(owner: np.ndarray, words: int) -> list[str]:
+    """Texts of two rare words: one of as many that the owner has, one of anyone's."""
+    rng = np.random.default_rng(2)
+    letters = list("abcdefghijklmnopqrstuvwxyz")
+    known = ["".join(rng.choice(letters, 6)) for _ in range(words * (owner.max() + 1))]
+    return [
+        f"{known[m * words + rng.integers(words)]} {rng.choice(known)} {i:05d}" for i, m in enumerate(owner)
+    ]
+
+
+def test_what_an_encoder_has_not_read_is_judged_by_words_that_learned_from_it() -> None:
+    owner, rows = boastful((0.7, 0.3), 400)
+    rows = replace(rows, texts=seldom(owner, 1000))
+    alone, both = fit_cotraining(rows), fit_cotraining(rows, lambda texts: meant(owner, 0.3))
+    assert len(both.key_R) == len(rows)
+    unread = replace(rows, texts=[f"{text[:-5]}99999" for text in rows.texts])
+    remembered, judged = (1 - accuracy(both(some), owner) for some in (rows, unread))
+    assert 2 * remembered < judged < 0.6 * (1 - accuracy(alone(unread), owner))
+
+
+@pytest.mark.parametrize("share", [(0.5, 0.5), (0.7, 0.3), (0.4, 0.35, 0.25)])
+def test_noise_from_an_encoder_does_no_harm(share: tuple[float, ...]) -> None:
+    owner, rows = boastful(share)
+    rows = replace(rows, texts=seldom(owner, 200))
+    noise = np.random.default_rng(0).standard_normal((len(owner), 64)).astype(np.float32)
+    assert fit_cotraining(rows, lambda texts: noise).to_bytes() == fit_cotraining(rows).to_bytes()
+
+
+def test_an_encoder_that_says_nothing_changes_nothing() -> None:
+    owner, rows = boastful((0.7, 0.3))
+    rows = replace(rows, texts=wordless(owner))
+    alone = fit_cotraining(rows).to_bytes()
+    assert fit_cotraining(rows, lambda texts: np.zeros((len(owner), 16), np.float32)).to_bytes() == alone
+    assert fit_cotraining(rows, lambda texts: None).to_bytes() == alone
+
+
+def test_an_encoder_is_asked_only_where_words_say_little_and_something_is_to_be_mended() -> None:
+    def embed(texts: Sequence[str]) -> np.ndarray:
+        raise AssertionError("asked")
+
+    owner, rows = boastful((0.5, 0.5))
+    fit_cotraining(rows, embed)
+    with pytest.raises(AssertionError, match="asked"):
+        fit_cotraining(replace(rows, texts=wordless(owner)), embed)
+    fit_cotraining(
+        views(rows.scores_NM[:, :1], wordless(owner)), embed
+    )  # of one teacher there is nothing to say
+
+
+def test_equal_texts_are_remembered_once_with_the_mean_of_their_beliefs() -> None:
+    belief = np.array([[0.2, 0.8], [0.9, 0.1], [0.6, 0.4]])
+    key_R, belief_RM = cotraining._remembered(["a", "b", "a"], belief)
+    assert key_R.tolist() == sorted(key_R.tolist()) and len(key_R) == 2
+    kept = dict(zip(key_R.tolist(), belief_RM.tolist(), strict=True))
+    a, b = keys(["a", "b"]).tolist()
+    np.testing.assert_allclose(kept[a], [0.4, 0.6], rtol=1e-6)
+    np.testing.assert_allclose(kept[b], [0.9, 0.1], rtol=1e-6)
 
 
 def test_misranked_by_hand() -> None:

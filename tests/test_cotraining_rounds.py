@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from muki_ray.cotraining_rounds import shares
+from muki_ray.cotraining_rounds import View, retell, shares, teach
 
 
 def test_shares_follow_from_rows_that_scores_are_sure_of() -> None:
@@ -27,3 +27,16 @@ def test_shares_stay_those_of_the_scores_where_texts_say_nothing() -> None:
 def test_a_teacher_that_no_row_prefers_keeps_its_share() -> None:
     first = np.tile([0.6, 0.3, 0.1], (50, 1))
     np.testing.assert_allclose(shares(first, first), (0.6, 0.3, 0.1), atol=0.01)
+
+
+def test_what_others_believe_is_told_on() -> None:
+    """A text's classifier that would find nothing from an empty start learns who owns what from given beliefs."""
+    owner = np.arange(90) % 2
+    rows = np.eye(2)[owner] - 0.5
+    place, group = np.arange(90) % 3, np.zeros(90, np.int64)
+    given = np.where(np.eye(2)[owner] > 0, 0.9, 0.1)
+    told = retell(np.zeros((90, 2)), given, View(rows, place, 1.0), View(rows, place, 3.0), group)
+    assert (told.belief.argmax(axis=1) == owner).all()
+    np.testing.assert_allclose(told.share_GM, [given.mean(axis=0)])
+    empty = teach(np.zeros((90, 2)), View(rows, place, 1.0), View(rows, place, 3.0), group)
+    np.testing.assert_allclose(empty.belief, 0.5, atol=1e-6)

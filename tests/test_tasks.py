@@ -121,6 +121,7 @@ def test_teachers_and_method_name_the_supervision(tmp_path: Path) -> None:
     assert supervision_folder(made.tasks, made.space, other, folder) != made.folder
     fewer = made.tasks[:1]
     assert supervision_folder(fewer, join([fewer[0].spec.labels]), config.method, folder) != made.folder
+    assert supervision_folder(made.tasks, made.space, config.method, folder, base="abc") != made.folder
 
 
 # -- the sample that a method learns from ---------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn.feature_extraction.text import HashingVectorizer
 
-from muki_ray.text_view import axes, counts, folds, rarity, shown, view
+from muki_ray.text_view import axes, counts, folds, keys, rarity, shown, view
 
 TEXTS = ["play some jazz", "play some rock music", "what is my balance", "balance of my account"]
 
@@ -115,3 +115,10 @@ def test_folds_follow_from_the_text_alone() -> None:
     found = folds(texts, 3)
     np.testing.assert_array_equal(found[::-1], folds(texts[::-1], 3))
     assert np.bincount(found, minlength=3).min() > 60
+
+
+def test_keys_go_by_the_whole_text() -> None:
+    found = keys(["a", "b", "a", "", "a" * 5000, "a" * 5001])
+    assert found.dtype == np.uint64 and found[0] == found[2]
+    assert len(set(found.tolist())) == 5
+    assert keys([]).shape == (0,)

@@ -160,7 +160,7 @@ def _stages(run: Run, cluster: Cluster, may_train: bool) -> RunResult:
     if streaming:
         supervision, facts, training = score_and_train(run, replace(streaming, plan=drawn), cluster)
     else:
-        supervision, facts = score_and_integrate(run, drawn)
+        supervision, facts = score_and_integrate(run, drawn, cluster)
     statistics = CorpusStatistics.from_json(facts["statistics"])
     run.metrics["rows"] = {
         "in": run.corpus.rows_in,

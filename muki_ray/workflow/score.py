@@ -20,9 +20,10 @@ from muki_ray.pipeline import (
     supervision_folder,
 )
 from muki_ray.progress import Progress
-from muki_ray.runtime import Messenger, listening
+from muki_ray.runtime import Cluster, Messenger, listening
 from muki_ray.statistics import CorpusStatistics
-from muki_ray.store import Folder
+from muki_ray.store import Folder, fingerprint
+from muki_ray.workflow.embed import embedder, reads
 from muki_ray.workflow.plan import Plan
 from muki_ray.workflow.run import Run
 
@@ -82,11 +83,13 @@ def scoring(run: Run, plan: Plan) -> Iterator[tuple[Scoring, Messenger]]:
 def integration(run: Run, tasks: Sequence[ScoringTask]) -> IntegrationTask:
     """What makes supervision of the teachers' evidence, as the configuration says."""
     first = run.first_shards
-    folder = supervision_folder(tasks, run.space, run.config.method, run.folder, first)
+    method = run.config.method
+    base = fingerprint([run.student.content, run.student.max_length]) if reads(method) else None
+    folder = supervision_folder(tasks, run.space, method, run.folder, first, base)
     return IntegrationTask(tuple(tasks), run.space, run.config.method, folder, first=first)
 
 
-def score_and_integrate(run: Run, plan: Plan) -> tuple[Folder, dict[str, Any]]:
+def score_and_integrate(run: Run, plan: Plan, cluster: Cluster) -> tuple[Folder, dict[str, Any]]:
     """Evidence and supervision, from the store where they are there."""
     tasks, waves, task = list(plan.tasks), plan.waves, integration(run, plan.tasks)
     facts = task.folder.manifest()
@@ -96,7 +99,9 @@ def score_and_integrate(run: Run, plan: Plan) -> tuple[Folder, dict[str, Any]]:
         scored = score(tasks, waves if alone else waves[:-1], messenger)
         if alone:
             finish_evidence(tasks)
-            task = replace(task, learned=learn_from_corpus(task))
+            config = run.config
+            embed = embedder(config.method, run.student, config.training, cluster)
+            task = replace(task, learned=learn_from_corpus(task, embed))
         last, integrated = run_graph(
             tasks, waves[-1] if waves and not alone else [], task if facts is None else None, messenger
         )

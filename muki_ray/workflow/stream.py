@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from muki_ray.config import TrainingConfig
+from muki_ray.embedding_view import Embed
 from muki_ray.errors import ResourceError, StoreError
 from muki_ray.learned import must_learn
 from muki_ray.pipeline import (
@@ -35,6 +36,7 @@ from muki_ray.progress import say
 from muki_ray.runtime import Cluster
 from muki_ray.store import Folder, part_name
 from muki_ray.student.train import worker_cpus
+from muki_ray.workflow.embed import embedder
 from muki_ray.workflow.learn import stream_reader, train, trains_here
 from muki_ray.workflow.plan import Plan, draw_up
 from muki_ray.workflow.run import Run
@@ -111,7 +113,10 @@ def score_and_train(run: Run, planned: Together, cluster: Cluster) -> tuple[Fold
         sides = Sides(messenger.close)
         try:
             scores = sides.begin(lambda: score(tasks, planned.plan.waves, messenger, sides.stop))
-            integrated = sides.begin(lambda: _integrate(task, first, ready, scores, sides.stop, cluster))
+            embed = embedder(run.config.method, run.student, planned.training, cluster, alone=False)
+            integrated = sides.begin(
+                lambda: _integrate(task, first, ready, scores, sides.stop, cluster, embed)
+            )
             either: list[Future[Any]] = [ready, integrated]
             wait(either, return_when=FIRST_COMPLETED)
             if not ready.done():
@@ -143,11 +148,13 @@ def _integrate(
     scores: Future[Any],
     stop: threading.Event,
     cluster: Cluster,
+    embed: Embed | None,
 ) -> tuple[IntegrationTask, Integrated]:
     """Integrate all shards, in their order, as they are scored.
 
     Args:
         first: shards to learn from.
+        embed: see `learn`.
         ready: gets its result when that is known, and they are integrated; with the first shard at the earliest.
 
     Returns:
@@ -156,7 +163,7 @@ def _integrate(
     for shard in range(first):
         _await(task, shard, scores, stop)
     if must_learn(task.method):
-        task = replace(task, learned=learn_from_corpus(task))
+        task = replace(task, learned=learn_from_corpus(task, embed))
     integrator = Integrator(task, light_tasks(cluster.resources))
     for shard in range(task.shards):
         _await(task, shard, scores, stop)
