@@ -130,7 +130,7 @@ def score_corpus(scratch: str, then: Callable[[], object] = lambda: None) -> Non
     with connected() as cluster:
         gpu = on_gpu(config.teachers[0].resources, cluster.resources)
         tasks = [scoring_task(spec.resolved(gpu), config.method, run.corpora, folder) for spec in specs]
-        score_and_integrate(run, draw_up(config, tasks, cluster))
+        score_and_integrate(run, draw_up(config, tasks, cluster), cluster)
         then()
 
 

@@ -75,5 +75,5 @@ def score_only(wanted: IntegrateConfig) -> tuple[dict[str, int], Folder, dict[st
     run = Run(wanted, folder, specs, space, student, read_corpora(wanted, folder, space), Tracker())
     with connected() as cluster:
         tasks = [scoring_task(spec.resolved(False), wanted.method, run.corpora, folder) for spec in specs]
-        supervision, facts = score_and_integrate(run, draw_up(wanted, tasks, cluster))
+        supervision, facts = score_and_integrate(run, draw_up(wanted, tasks, cluster), cluster)
     return run.metrics["rows"]["scored"], supervision, facts, tasks

@@ -26,6 +26,7 @@ from safetensors.numpy import load_file, save_file
 from muki_ray import stage as stage_module
 from muki_ray.config_method import MukiMethod
 from muki_ray.cotraining_views import views_of
+from muki_ray.embedding import embed
 from muki_ray.errors import StoreError, TeacherError
 from muki_ray.integration import integrate
 from muki_ray.learned import Rows, learn, sample
@@ -34,6 +35,7 @@ from muki_ray.planning import PoolPlan
 from muki_ray.runtime import listening
 from muki_ray.stage import TeacherStage
 from muki_ray.store import MANIFEST, Folder, RunFolder, part_name
+from muki_ray.student.model import inspect_student
 from muki_ray.tasks import IntegrationTask, ScoringTask, scoring_task
 from muki_ray.teachers.evidence import to_table
 from muki_ray.teachers.loading import load
@@ -114,7 +116,10 @@ def test_supervision_is_what_the_pure_functions_say(
         for shard, table in enumerate(tables)
     ]
     seen = [Rows(evidence, table) for evidence, table in zip(said, tables, strict=True)]
-    learned = learn(method, [sample(method, rows) for rows in seen])
+    base = inspect_student(wanted.student, tasks[0].spec.max_length)
+    learned = learn(
+        method, [sample(method, rows) for rows in seen], lambda texts: embed(base, texts, 1, False)
+    )
     assert (learned.cotraining is not None) is cotraining
     for shard, rows in enumerate(facts["rows_per_part"]):
         table = folder.read_table(part_name(shard))

@@ -145,7 +145,7 @@ def test_interrupted_and_run_again_it_is_the_student_of_one_after_the_other(
     before = {part: folder.read_bytes(part) for part in folder.names()}
     for where in ("supervision", "checkpoints", "student"):
         shutil.rmtree(tmp_path / "run" / where)
-    again, facts = score_and_integrate(run, draw_up(run.config, scoring, OURS))
+    again, facts = score_and_integrate(run, draw_up(run.config, scoring, OURS), OURS)
     assert run.metrics["rows"]["scored"] == {"one": 0, "two": 0}
     assert again == folder and {part: folder.read_bytes(part) for part in folder.names()} == before
     assert train(run, reader(run, folder, facts), OURS) == name
