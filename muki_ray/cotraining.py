@@ -212,8 +212,9 @@ def fit_cotraining(views: Views, embed: Embed | None = None) -> CoTraining:
         text -= mean_GL[group_S]
         best = best_of(text)
     key_R, belief_RM = _remembered([], np.zeros((0, len(views.labels_M))))
-    asked = embed is not None and best.words > _SAY_LITTLE and not _is_settled(best, views)
-    embedded = embed(views.texts) if asked and embed is not None else None
+    embedded = None
+    if embed is not None and best.words > _SAY_LITTLE and not _is_settled(best, views):
+        embedded = embed(views.texts)
     if embedded is not None:
         with threadpool_limits(1):
             meant = best_of(np.hstack([text, principal(embedded, group_S)]))

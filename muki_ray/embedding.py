@@ -79,7 +79,8 @@ def _embedded(
 def _means(model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """`float32 [B, E]`. Raises ConfigError where there is no hidden state for every token."""
     answer = model(**inputs, output_hidden_states=True)
-    return pooled_layers(answer, inputs["attention_mask"], "the student")[-1]
+    mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))  # not every model takes one
+    return pooled_layers(answer, mask, "the student")[-1]
 
 
 def _filled(found_NE: NDArray[np.float32]) -> NDArray[np.float32] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,3 +64,13 @@ def test_another_base_than_was_inspected_is_refused(tmp_path: Path) -> None:
     tiny.base(tmp_path, seed=1)
     with pytest.raises(StudentError, match="differs from the one the driver saw"):
         embed(seen, ["a"], 1, False)
+
+
+def test_a_model_that_takes_no_mask_counts_every_token() -> None:
+    class Maskless(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, output_hidden_states: bool) -> SimpleNamespace:
+            states = input_ids.float().unsqueeze(-1)
+            return SimpleNamespace(hidden_states=(states, 2 * states))
+
+    found = embedding._means(Maskless(), {"input_ids": torch.tensor([[1, 2, 3], [4, 6, 8]])})
+    assert found.tolist() == [[4.0], [12.0]]
