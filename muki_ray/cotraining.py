@@ -22,7 +22,8 @@ ranks it is the score: what one teacher owns nearly all of has own rows at every
 Where words say next to nothing of the ranks (words of two languages say nothing of each other) an encoder is asked that was
 trained on much text (`embedding_view.py`). All this is done a second time with what it makes of the texts beside the words, and
 the words learn the beliefs that come of it (`retell`). That stays if ranks agree with it better than with what words found
-alone. Then rows of the sample keep the encoder's beliefs; others have no embedding, and get what the words have learned of it.
+alone. Then rows of the sample keep the encoder's beliefs; others have no embedding, and get what the words have learned of it
+(where words say nothing at all, what they would have got without it).
 Where words suffice it is not asked: its errors have a system that a student made from it takes over, those of words have none.
 
 No classifier judges a row that it learned from: each is fitted three times, every time without a third of the texts.
@@ -43,7 +44,7 @@ X scores of a row.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 from zipfile import BadZipFile
@@ -99,7 +100,7 @@ class CoTraining:
         rarity_D: of the text's columns.
         centre_GX, scale_X: of the scores.
         text_FDM, text_bias_FGM, scores_FXM, scores_bias_FM: coefficients, one set per fold left out.
-        key_R, belief_RM: beliefs about texts that an encoder has read, by key in ascending order; without an encoder, none.
+        key_R, belief_RM: beliefs about rows that an encoder has read, by key of text and scores in ascending order; without an encoder, none.
     """
 
     start: Start
@@ -133,7 +134,7 @@ class CoTraining:
                 odds[rows] += of_scores * said(seen[rows], self.scores_FXM[f], self.scores_bias_FM[f])
         belief = softmax(odds)
         if len(self.key_R):
-            key_N = keys(views.texts)
+            key_N = keys(views.texts, views.seen_NX)
             place_N = np.minimum(np.searchsorted(self.key_R, key_N), len(self.key_R) - 1)
             known_N = self.key_R[place_N] == key_N
             belief[known_N] = self.belief_RM[place_N[known_N]]
@@ -211,7 +212,7 @@ def fit_cotraining(views: Views, embed: Embed | None = None) -> CoTraining:
         mean_GL = means(text, group_S) if len(scripts_G) > 1 else np.zeros((1, text.shape[1]))
         text -= mean_GL[group_S]
         best = best_of(text)
-    key_R, belief_RM = _remembered([], np.zeros((0, len(views.labels_M))))
+    key_R, belief_RM = np.zeros(0, np.uint64), np.zeros((0, len(views.labels_M)), np.float32)
     embedded = None
     if embed is not None and best.words > _SAY_LITTLE and not _is_settled(best, views):
         embedded = embed(views.texts)
@@ -221,7 +222,9 @@ def fit_cotraining(views: Views, embed: Embed | None = None) -> CoTraining:
             start, belief = meant.start, meant.found.belief
             retold = outcome(start, retell(start(views, group_S), belief, *both(text), group_S))
         if _is_mended(best, meant, retold):
-            best, (key_R, belief_RM) = retold, _remembered(views.texts, belief)
+            key_R, belief_RM = _remembered(views, belief)
+            # words that say nothing have learned nothing either: rows that the encoder has not read stay as they were
+            best = retold if retold.words <= _SAY_NOTHING else best
     found = best.found
     axes_FLM, bias_FM = found.text.coefficients()
     bias_FGM = bias_FM[:, None] - np.matmul(mean_GL.astype(np.float32), axes_FLM)
@@ -232,9 +235,10 @@ def fit_cotraining(views: Views, embed: Embed | None = None) -> CoTraining:
     )  # fmt: skip
 
 
-def _remembered(texts: Sequence[str], belief_SM: Matrix) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
-    """Keys and beliefs, equal texts once, with the mean of theirs."""
-    key_R, place_S, rows_R = np.unique(keys(texts), return_inverse=True, return_counts=True)
+def _remembered(views: Views, belief_SM: Matrix) -> tuple[NDArray[np.uint64], NDArray[np.float32]]:
+    """Keys and beliefs, equal rows once, with the mean of theirs."""
+    key_N = keys(views.texts, views.seen_NX)
+    key_R, place_S, rows_R = np.unique(key_N, return_inverse=True, return_counts=True)
     belief_RM = np.zeros((len(key_R), belief_SM.shape[1]))
     np.add.at(belief_RM, place_S, belief_SM)
     return key_R, (belief_RM / rows_R[:, None]).astype(np.float32)

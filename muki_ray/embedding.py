@@ -55,6 +55,8 @@ def embed(
         return None
     finally:
         torch.set_num_threads(before)
+        if gpu and torch.cuda.is_available():
+            torch.cuda.empty_cache()  # others may train on that device next
 
 
 def _embedded(

@@ -139,7 +139,15 @@ def folds(texts: Sequence[str], count: int) -> NDArray[np.int64]:
     return np.array([zlib.crc32(text.encode()) % count for text in texts], dtype=np.int64)
 
 
-def keys(texts: Sequence[str]) -> NDArray[np.uint64]:
-    """A number per row that only equal texts share, but for one chance in 2**64. `[N]`."""
-    found = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+def keys(texts: Sequence[str], beside_NX: NDArray[np.floating]) -> NDArray[np.uint64]:
+    """A number per row that only rows of equal text and equal numbers share, but for one chance in 2**64. `[N]`.
+
+    Args:
+        beside_NX: what else tells rows apart whose texts begin alike, to the third decimal.
+    """
+    rows = np.ascontiguousarray(np.round(beside_NX, 3) + 0.0, dtype="<f8")  # + 0.0: no minus zero
+    found = b"".join(
+        hashlib.blake2b(text.encode() + row.tobytes(), digest_size=8).digest()
+        for text, row in zip(texts, rows, strict=True)
+    )
     return np.frombuffer(found, dtype="<u8").astype(np.uint64)

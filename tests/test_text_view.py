@@ -118,7 +118,13 @@ def test_folds_follow_from_the_text_alone() -> None:
 
 
 def test_keys_go_by_the_whole_text() -> None:
-    found = keys(["a", "b", "a", "", "a" * 5000, "a" * 5001])
+    found = keys(["a", "b", "a", "", "a" * 5000, "a" * 5001], np.zeros((6, 2)))
     assert found.dtype == np.uint64 and found[0] == found[2]
     assert len(set(found.tolist())) == 5
-    assert keys([]).shape == (0,)
+    assert keys([], np.zeros((0, 2))).shape == (0,)
+
+
+def test_keys_tell_rows_apart_whose_texts_begin_alike() -> None:
+    found = keys(["a"] * 4, np.array([[0.1], [0.1 + 1e-9], [0.2], [-0.0]]))
+    assert found[0] == found[1] and len(set(found.tolist())) == 3
+    assert keys(["a"], np.array([[0.0]])) == found[3]
