@@ -1,7 +1,7 @@
 """What the student's base model makes of texts, before it has learned anything: a vector each.
 
 The mean of its last hidden states over a text's tokens, which needs no training. Knows Torch and the student's model;
-knows no teachers, no Ray.
+knows nothing of evidence, no Ray.
 
 Shapes: N rows, B rows of a batch, E hidden size.
 """
@@ -22,7 +22,7 @@ from muki_ray.errors import ConfigError
 from muki_ray.student.model import StudentSpec, build_student
 from muki_ray.teachers.batching import token_batches
 
-# tokens of one forward: as many as caches of a CPU hold, and enough to fill a GPU; a step of training takes more memory
+# tokens of one forward: as many as caches of a CPU hold, and enough to fill a GPU
 _TOKENS_CPU, _TOKENS_CUDA = 2048, 16_384
 # the head has no say in what is read, but a classifier has one
 _HEAD = ["0", "1"]

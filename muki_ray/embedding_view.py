@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from muki_ray.cotraining_rounds import means
+
 # embeddings `[S, E]` of S texts; None where the encoder gives none
 Embed = Callable[[Sequence[str]], NDArray[np.float32] | None]
 
@@ -32,12 +34,9 @@ def principal(embedded_SE: NDArray[np.floating], group_S: NDArray[np.int64]) -> 
         group_S: place of each row's script.
     """
     rows = np.array(embedded_SE, dtype=np.float64)
-    for group in np.unique(group_S):
-        rows[group_S == group] -= rows[group_S == group].mean(axis=0)
-    variance, found = np.linalg.eigh(rows.T @ rows)
-    kept = (variance > _LEAST_VARIANCE * max(float(variance[-1]), 1e-12)) & (
-        np.arange(len(variance)) >= len(variance) - _AXES
-    )
+    rows -= means(rows, group_S)[group_S]
+    variance, found = (part[..., -_AXES:] for part in np.linalg.eigh(rows.T @ rows))
+    kept = variance > _LEAST_VARIANCE * max(float(variance[-1]), 1e-12)
     seen = rows @ found[:, kept]
     length = float(np.sqrt((seen**2).sum(axis=1).mean()))
     return np.asarray(seen * (_LENGTH / length) if length > 0 else seen)

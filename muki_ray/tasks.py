@@ -214,10 +214,10 @@ def supervision_folder(
 
     Args:
         first: see `IntegrationTask`.
-        base: digest of the student's base model, where the method may ask what that makes of texts.
+        base: digest of the student's base model, where the method may ask what that makes of texts; None where it never asks.
     """
     named = {
-        "score", "standardise", "cotraining", "embedding", "abstain", "integration", "tau", "smoothing", "margin", "temperature",
+        "score", "standardise", "cotraining", "abstain", "integration", "tau", "smoothing", "margin", "temperature",
     }  # fmt: skip
     if isinstance(method, BaselineMethod):
         named = {"kind", "temperature"}
