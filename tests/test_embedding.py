@@ -39,7 +39,7 @@ def test_progress_counts_every_row_and_threads_are_given_back(tmp_path: Path) ->
     done: list[int] = []
     before = torch.get_num_threads()
     embed(spec(tmp_path), tiny.texts(33), before + 1, False, done.append)
-    assert sum(done) == 33
+    assert done == sorted(done) and done[-1] == 33
     assert torch.get_num_threads() == before
 
 
@@ -66,11 +66,51 @@ def test_another_base_than_was_inspected_is_refused(tmp_path: Path) -> None:
         embed(seen, ["a"], 1, False)
 
 
-def test_a_model_that_takes_no_mask_counts_every_token() -> None:
+def test_a_model_that_takes_no_mask_counts_every_token_but_padding() -> None:
     class Maskless(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.anything = torch.nn.Parameter(torch.zeros(1))
+
         def forward(self, input_ids: torch.Tensor, output_hidden_states: bool) -> SimpleNamespace:
             states = input_ids.float().unsqueeze(-1)
             return SimpleNamespace(hidden_states=(states, 2 * states))
 
-    found = embedding._means(Maskless(), {"input_ids": torch.tensor([[1, 2, 3], [4, 6, 8]])})
-    assert found.tolist() == [[4.0], [12.0]]
+    tokenizer = tiny.tokenizer()
+    tokenizer.model_input_names = ["input_ids"]
+    tokenizer.pad_token = tokenizer.unk_token  # whose number is not 0
+    texts = ["team", "team team team team"]
+    ids = [tokenizer(text)["input_ids"] for text in texts]
+    assert len(ids[0]) < len(ids[1]) and tokenizer.pad_token_id != 0
+    found = embedding._Reader(Maskless(), tokenizer, 16).read(texts, 1000, lambda done: None)
+    np.testing.assert_allclose(found, [[2 * np.mean(row)] for row in ids], rtol=1e-6)
+
+
+def test_a_memory_that_holds_few_rows_gets_few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts, seen = tiny.texts(40), spec(tmp_path)
+    expected = embed(seen, texts, 1, False)
+    assert expected is not None
+    means, asked = embedding._Reader._means, []
+
+    def small(reader: embedding._Reader, rows: list[dict[str, list[int]]]) -> torch.Tensor:
+        asked.append(len(rows))
+        if len(rows) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return means(reader, rows)
+
+    monkeypatch.setattr(embedding._Reader, "_means", small)
+    done: list[int] = []
+    found = embed(seen, texts, 1, False, done.append)
+    assert found is not None and max(asked) > 3 and done[-1] == 40
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_memory_that_holds_not_one_row_is_the_users_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(embedding._Reader, "_means", never)
+    with pytest.raises(StudentError, match=r"does not hold one text of 16 tokens in student\.model"):
+        embed(spec(tmp_path), ["team " * 60, "team"], 1, False)

@@ -5,8 +5,9 @@ Knows the student and the cluster; what an embedding is good for `muki_ray.cotra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,54 +38,48 @@ def embedder(
     if not reads(method):
         return None
     cpus, gpus = worker_cpus(training, cluster.reach, cluster.places)
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+    if gpus and training.accelerator_type is not None:
+        options["accelerator_type"] = training.accelerator_type
 
     def embedded(texts: Sequence[str]) -> NDArray[np.float32] | None:
-        where = _here if cluster.is_here(gpus) else _on_cluster
-        if alone:
-            with _shown(len(texts)) as done:
-                found = where(student, texts, cpus, gpus, done)
-        else:
-            found = where(student, texts, cpus, gpus, lambda rows: None)
+        if not alone:
             say(f"embedding: {len(texts):,} rows")
+        with Progress("embedding", len(texts)) if alone else nullcontext() as progress:
+            done = _ignored if progress is None else progress.update
+            work = _read if cluster.is_here(gpus) else _on_cluster
+            found = work(student, texts, options, done)
+            done(len(texts))  # what a task said last may come too late
         if found is None:
-            say("note: student.model gives no vector per token, so co-training goes by the words alone")
+            say(
+                "note: student.model gives no finite vector per token, so co-training goes by the words alone"
+            )
         return found
 
     return embedded
 
 
-@contextmanager
-def _shown(rows: int) -> Iterator[Callable[[int], None]]:
-    """Progress of so many rows; a function that counts them."""
-    done = 0
-    with Progress("embedding", rows) as progress:
-
-        def count(more: int) -> None:
-            nonlocal done
-            done += more
-            progress.update(done)
-
-        yield count
+def _ignored(done: int) -> None:
+    """For work whose progress nobody watches."""
 
 
-def _here(
-    student: StudentSpec, texts: Sequence[str], cpus: float, gpus: float, done: Callable[[int], None]
+def _read(
+    student: StudentSpec, texts: Sequence[str], options: Mapping[str, Any], done: Callable[[int], None]
 ) -> NDArray[np.float32] | None:
-    return embed(student, texts, max(1, int(cpus)), gpus > 0, done)
+    """In this process; `done` is called with the rows done so far."""
+    return embed(student, texts, max(1, int(options["num_cpus"])), options["num_gpus"] > 0, done)
 
 
 def _on_cluster(
-    student: StudentSpec, texts: Sequence[str], cpus: float, gpus: float, done: Callable[[int], None]
+    student: StudentSpec, texts: Sequence[str], options: Mapping[str, Any], done: Callable[[int], None]
 ) -> NDArray[np.float32] | None:
     """As a Ray task, which tells how far it is."""
     with listening(lambda _, rows: done(rows)) as messenger:
 
         def work(texts: Sequence[str]) -> NDArray[np.float32] | None:
-            return embed(
-                student, texts, max(1, int(cpus)), gpus > 0, lambda rows: messenger.send("embedded", rows)
-            )
+            return _read(student, texts, options, lambda rows: messenger.send("embedded", rows))
 
-        task = ray.remote(work).options(num_cpus=cpus, num_gpus=gpus, max_retries=2)
+        task = ray.remote(work).options(**options, max_retries=2)
         try:
             found: NDArray[np.float32] | None = ray.get(task.remote(ray.put(list(texts))))
         except ray.exceptions.RayError as error:
