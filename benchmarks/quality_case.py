@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ from muki_ray.labels import LabelSpace, join
 from muki_ray.store import fingerprint
 from muki_ray.student.model import inspect_student
 from muki_ray.student.train import TRAINING_FORMAT
-from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays
+from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, drawn_with
 from muki_ray.teachers.loading import inspect, load
 from muki_ray.teachers.scoring import Scorer
 from muki_ray.teachers.spec import TeacherSpec
@@ -87,10 +88,10 @@ class Case:
 
     def evidence(self, method: AnyMethod, where: str) -> tuple[list[EvidenceArrays], float]:
         """What each teacher says under the method's dropout, and the seconds that all of them took together."""
-        dropout = method.dropout.model_dump(mode="json") if method.samples else None
-        key = fingerprint([where, method.samples, dropout])
+        draws = drawn_with(method.samples, method.dropout)
+        key = fingerprint([where, *draws])
         if key not in self._said:
-            found = [self._ask(spec, method, where, dropout) for spec in self.specs]
+            found = [self._ask(spec, method, where, draws) for spec in self.specs]
             self._said[key] = [one for one, _ in found], sum(seconds for _, seconds in found)
         return self._said[key]
 
@@ -108,11 +109,11 @@ class Case:
         return arrays(self.cache / "embeddings", content, make).get("embedded")
 
     def _ask(
-        self, spec: TeacherSpec, method: AnyMethod, where: str, dropout: object
+        self, spec: TeacherSpec, method: AnyMethod, where: str, draws: list[Any]
     ) -> tuple[EvidenceArrays, float]:
         texts = self.texts(where)
         shard = 0 if where == CORPUS else 1 + list(self.material.tests).index(where)
-        content = [EVIDENCE_FORMAT, spec.fingerprint, digest(texts), method.samples, dropout, shard]
+        content = [EVIDENCE_FORMAT, spec.fingerprint, digest(texts), *draws[:2], shard, *draws[2:]]
 
         def score() -> dict[str, NDArray[np.float32]]:
             began = time.perf_counter()

@@ -21,7 +21,7 @@ from muki_ray.learned import Learned, Rows, Sample, most_rows, must_learn, sampl
 from muki_ray.statistics import CorpusStatistics
 from muki_ray.store import Folder, RunFolder, fingerprint, part_name
 from muki_ray.supervision import SUPERVISION_FORMAT, supervise
-from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, from_table
+from muki_ray.teachers.evidence import EVIDENCE_FORMAT, EvidenceArrays, drawn_with, from_table
 from muki_ray.teachers.spec import TeacherSpec
 
 # rows that the method learns from: more move no figure's third digit
@@ -71,15 +71,10 @@ class ScoringTask:
 def scoring_task(
     spec: TeacherSpec, method: AnyMethod, corpora: Sequence[Corpus], run: RunFolder
 ) -> ScoringTask:
-    """A teacher's task; its folders are named by everything that changes the evidence.
-
-    With no samples the dropout settings change nothing and stay out of the name.
-    """
-    dropout = method.dropout.model_dump(mode="json") if method.samples else None
+    """A teacher's task; its folders are named by everything that changes the evidence."""
+    draws = drawn_with(method.samples, method.dropout)
     folders = tuple(
-        run.evidence(
-            fingerprint([EVIDENCE_FORMAT, spec.fingerprint, corpus.fingerprint, method.samples, dropout])
-        )
+        run.evidence(fingerprint([EVIDENCE_FORMAT, spec.fingerprint, corpus.fingerprint, *draws]))
         for corpus in corpora
     )
     return ScoringTask(spec, method.samples, method.dropout, tuple(corpora), folders)

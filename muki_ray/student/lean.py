@@ -2,7 +2,7 @@
 
 The head reads one token, so most of the last layer is waste: the forward pass is captured as a graph and rewritten by
 the same rules as the teachers' (`teachers/reading.py`), with the parameters as inputs, so that gradients flow to them
-and they stay the model's own. On a CPU slow operations are replaced (`kernels.py`). A model that cannot be captured, or
+and they stay the model's own. On a CPU slow operations are replaced (`dropout_kernels.py`, `kernels.py`). A model that cannot be captured, or
 whose graph answers otherwise, runs as it is. Knows graphs and Torch; knows no data, no optimizer.
 
 Shapes: B rows of a batch, T tokens, C union labels.
@@ -13,15 +13,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import fx, nn
 
-from muki_ray.student.kernels import EmbeddingGradient, attention, dropout
+from muki_ray.student.kernels import EmbeddingGradient
 from muki_ray.teachers.capture import Captured, UncapturableError, op_name
 from muki_ray.teachers.capture_cache import capture_once
 from muki_ray.teachers.program import compile_program
+from muki_ray.teachers.train_mode import with_fast_dropout
 
 logger = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -90,7 +90,7 @@ class LeanStudent(nn.Module):
         captured, parameters = _parameters_as_inputs(capture_once(self.model, probe), self.model)
         self.inputs, self.parameters_read = tuple(probe), parameters
         program = compile_program(captured, []).shared
-        _replace_operations(program)
+        with_fast_dropout(program)
         self.program = program
         self.eval()
         expected = self._answer(self.model, probe)
@@ -146,32 +146,3 @@ def _parameters_as_inputs(captured: Captured, model: nn.Module) -> tuple[Capture
             inputs[f"parameter_{len(parameters)}"] = node
             parameters.append(parameter)
     return replace(captured, inputs=inputs, constants=constants), parameters
-
-
-def _replace_operations(program: fx.GraphModule) -> None:
-    """Dropout and attention ask whether the student trains, and are ours."""
-    graph = program.graph
-    with graph.inserting_before(next(iter(graph.nodes))):
-        training = graph.placeholder("training")
-    for node in graph.nodes:
-        name = op_name(node)
-        if name == "dropout":
-            node.target, node.args, node.kwargs = dropout, (*node.args[:2], training), {}
-        elif name == "scaled_dot_product_attention":
-            node.target, node.kwargs = attention, {**node.kwargs, "training": training}
-            _positional(node)
-        elif name in ("native_dropout", "bernoulli", "rand", "rand_like"):
-            raise UncapturableError(f"it draws by {name}")
-    program.recompile()
-
-
-def _positional(node: fx.Node) -> None:
-    """Torch names the third and fourth arguments otherwise than `kernels.attention`."""
-    kwargs: dict[str, Any] = dict(node.kwargs)
-    args = list(node.args)
-    for place, (name, default) in enumerate((("attn_mask", None), ("dropout_p", 0.0)), start=3):
-        if name in kwargs or len(args) <= place:
-            given = kwargs.pop(name, default)
-            if len(args) <= place:
-                args.append(given)
-    node.args, node.kwargs = tuple(args), kwargs

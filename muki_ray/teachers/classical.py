@@ -1,12 +1,14 @@
 """Classical Monte-Carlo dropout: the model in train mode, a new mask for every element and every forward.
 
-The papers' procedure, for their numbers. Knows Torch modules; knows no tokenizer, no files, no Ray.
+The papers' procedure, for their numbers. With dropout in all layers the samples are drawn by the model's graph where it
+has one (`train_mode.py`), else by the model itself. Knows Torch modules; knows no tokenizer, no files, no Ray.
 
 Shapes: B rows of a batch, K samples, C_m labels.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -15,11 +17,14 @@ import torch
 from torch import nn
 
 from muki_ray.errors import TeacherError
-from muki_ray.teachers.capture import Captured
+from muki_ray.teachers.capture import Captured, UncapturableError
 from muki_ray.teachers.hooks import Inputs
 from muki_ray.teachers.refusals import no_dropout
 from muki_ray.teachers.seeds import derived_seed
 from muki_ray.teachers.sites import find_sites
+from muki_ray.teachers.train_mode import TrainMode
+
+logger = logging.getLogger(__name__)
 
 
 class Classical:
@@ -64,6 +69,14 @@ class Classical:
         if dropouts and not any(module.p > 0 for module in dropouts):
             raise no_dropout(name, "its dropout rates are 0", "set method.dropout.rate (such as 0.1)")
         self.stochastic = self._stochastic(stack, first, probe)
+        self.graph = self._graph(probe) if first < 0 and captured is not None and not self.added else None
+
+    def _graph(self, probe: Inputs) -> TrainMode | None:
+        try:
+            return TrainMode(self.model, probe)
+        except UncapturableError as reason:
+            logger.info("classical dropout runs by the model's own code: %s", reason)
+            return None
 
     def _stochastic(self, stack: nn.ModuleList | None, first: int, probe: Inputs) -> list[nn.Module]:
         """Modules to put in train mode: all, or the last layers and the dropout that runs after them."""
@@ -98,14 +111,16 @@ class Classical:
             seed_key: with the sample's number, what a forward's masks derive from.
         """
         device = next(self.model.parameters()).device
-        outputs = [self._forward(inputs)]
+        outputs = [self._forward(inputs, training=False)]
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), self._training():
             for k in range(1, samples + 1):
                 _seed(device, derived_seed(*seed_key, k))
-                outputs.append(self._forward(inputs))
+                outputs.append(self._forward(inputs, training=True))
         return torch.stack(outputs)
 
-    def _forward(self, inputs: Inputs) -> torch.Tensor:
+    def _forward(self, inputs: Inputs, training: bool) -> torch.Tensor:
+        if self.graph is not None and self.graph.takes(inputs):
+            return self.graph(inputs, training=training).float()
         logits: torch.Tensor = self.model(**inputs).logits
         return logits.float()
 

@@ -8,16 +8,20 @@ Shapes: N rows, K samples, C_m labels of teacher m.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import StoreError
 from muki_ray.uncertainty import TeacherEvidence
 
 # part of every evidence fingerprint: raise it when the meaning of a column changes
 EVIDENCE_FORMAT = 2
+# the same for masks that are drawn by the forward, element by element: raise it when other ones are drawn
+_ELEMENT_DRAWS = 2
 
 _FLOATS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -31,6 +35,17 @@ SCHEMA = pa.schema(
         ("mc_samples", pa.float32()),  # samples drawn: K, or fewer where the row's score had settled
     ]
 )
+
+
+def drawn_with(samples: int, dropout: DropoutConfig) -> list[Any]:
+    """What of the draws belongs in an evidence fingerprint, as JSON can hold it.
+
+    With no samples the dropout settings change nothing and stay out of it.
+    """
+    if not samples:
+        return [samples, None]
+    format_ = [_ELEMENT_DRAWS] if dropout.masks == "per_element" else []
+    return [samples, dropout.model_dump(mode="json"), *format_]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from muki_ray.student import lean
 from muki_ray.student.lean import LeanStudent
+from muki_ray.teachers import train_mode
 from muki_ray.teachers.capture import UncapturableError
 from tests import tiny
 
@@ -140,12 +141,12 @@ def test_what_cannot_be_captured_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_graph_that_answers_otherwise_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "attention", lambda query, *_, **__: query * 1.5)
+    monkeypatch.setattr(train_mode, "attention", lambda query, *_, **__: query * 1.5)
     assert not student().lean
 
 
 def test_a_graph_that_does_not_run_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lean, "attention", lambda _query, _key, value, *_, **__: value)
+    monkeypatch.setattr(train_mode, "attention", lambda _query, _key, value, *_, **__: value)
     assert not student().lean
 
 

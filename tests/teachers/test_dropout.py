@@ -340,6 +340,7 @@ def test_a_broken_model(samples: int, bad: float) -> None:
 
 def test_per_element_is_the_model_in_train_mode() -> None:
     mc = engine(masks="per_element")
+    mc.classical.graph = None  # whose random stream is another: test_train_mode.py
     got = run(mc, ROWS, shard=2, batch=5)
     model = build().eval()
     with torch.no_grad():
@@ -388,6 +389,7 @@ def test_per_element_in_the_last_layers_only() -> None:
 
 def test_eval_mode_returns_after_an_exception() -> None:
     mc = engine(masks="per_element")
+    mc.classical.graph = None
 
     def fail(module: nn.Module, *_: Any) -> None:
         if module.training:

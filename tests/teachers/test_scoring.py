@@ -240,9 +240,13 @@ def confine(scorer: Scorer, most: int) -> list[int]:
         seen.append(tokens)
 
     if scorer.engine.mode == "per_element":
-        scorer.classifier.model.register_forward_pre_hook(
-            lambda module, args, kwargs: take(kwargs["input_ids"].numel()), with_kwargs=True
-        )
+        forward = scorer.engine.classical._forward
+
+        def confined(inputs: Any, training: bool) -> torch.Tensor:
+            take(inputs["input_ids"].numel())
+            return forward(inputs, training)
+
+        scorer.engine.classical._forward = confined  # type: ignore[method-assign]
         return seen
     runner = scorer.engine.runner
 
