@@ -83,7 +83,7 @@ class Cfl(nn.Module):
 
         Args:
             student: features of its layers, `[B, H]` each; the last is used.
-            teachers: per teacher those of its layers, `[B, H_m]` each; the last is used.
+            teachers: per teacher a place for each of its layers; the last is `[B, H_m]`.
 
         MMD is of the batch as a whole, on vectors of length 1, and counts once for every row: it depends on which
         rows are read together.

@@ -72,6 +72,10 @@ class Dfa(nn.Module):
             for j, width in enumerate(student_widths)
         )
 
+    def reads(self) -> list[list[int]]:
+        """Layers of each teacher that are looked at, counted from 0."""
+        return [sorted(set(own)) for own in self.places]
+
     def forward(
         self,
         student: Sequence[torch.Tensor],
@@ -82,7 +86,7 @@ class Dfa(nn.Module):
 
         Args:
             student: features of its layers, `[B, H]` each.
-            teachers: per teacher those of all its layers, `[B, H_m]` each.
+            teachers: per teacher a place for each of its layers; those of `reads` are `[B, H_m]`.
         """
         rows = torch.zeros_like(weights, dtype=torch.float32)
         for j, layer in enumerate(self.layers):

@@ -18,7 +18,7 @@ from torch import nn
 
 from muki_ray.baselines.cfl import Cfl
 from muki_ray.baselines.dfa import Dfa
-from muki_ray.baselines.features import FeatureNetwork, FeatureTeacher, layer_widths
+from muki_ray.baselines.features import FeatureNetwork, FeatureReader, FeatureTeacher, layer_widths
 from muki_ray.baselines.targets import blocks
 from muki_ray.baselines.uhc import uhc_rows
 from muki_ray.config import TrainingConfig
@@ -149,8 +149,9 @@ class FeatureKd:
                 if isinstance(self.method, CflMethod)
                 else Dfa(own, theirs)
             )
+        layers = heads.reads() if isinstance(heads, Dfa) else [[len(widths) - 1] for widths in theirs]
         network = FeatureNetwork(student, heads.to(device))
-        return FeatureLoss(network, teachers, self.method, training)
+        return FeatureLoss(network, FeatureReader(teachers, layers), self.method, training)
 
 
 class FeatureLoss(Loss):
@@ -161,30 +162,30 @@ class FeatureLoss(Loss):
     def __init__(
         self,
         network: FeatureNetwork,
-        teachers: Sequence[FeatureTeacher],
+        reader: FeatureReader,
         method: DfaMethod | CflMethod,
         training: TrainingConfig,
     ) -> None:
         super().__init__(partial(kl_rows, temperature=method.temperature))
-        self.network, self.heads, self.teachers = network, network.heads, teachers
+        self.network, self.heads, self.reader = network, network.heads, reader
         self.method, self.training = method, training
 
     def prepare(self, batch: Batch) -> Batch:
-        """With every teacher's own tokens, one list of padded batches per micro-batch."""
+        """With what each micro-batch's features are made of: kept ones, and every teacher's own tokens for the rest."""
         size = self.training.micro_batch_size or len(batch.texts)
         pin = torch.cuda.is_available()
         beside = []
         for start in range(0, len(batch.texts), size):
             part = slice(start, start + size)
-            pairs = None if batch.pairs is None else batch.pairs[part]
-            tokens = [one.tokenize(batch.texts[part], pairs) for one in self.teachers]
-            beside.append([{n: v.pin_memory() for n, v in t.items()} for t in tokens] if pin else tokens)
+            reading = self.reader.prepare(
+                batch.texts[part], None if batch.pairs is None else batch.pairs[part]
+            )
+            beside.append(reading.pinned() if pin else reading)
         return replace(batch, beside=beside)
 
     def more(self, batch: Batch, number: int, weights: torch.Tensor) -> dict[str, Any]:
         """The teachers' features: `features[m][l]` is `[B, H_l]`."""
-        features = [one(tokens) for one, tokens in zip(self.teachers, batch.beside[number], strict=True)]
-        return {"features": features, "weights": weights}
+        return {"features": self.reader(batch.beside[number]), "weights": weights}
 
     def total(self, answer: Any, targets: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """Distillation and features, one to one as in the release."""

@@ -10,7 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from muki_ray.baselines.features import FeatureNetwork, FeatureTeacher, layer_widths, pooled_layers
+from muki_ray.baselines.features import (
+    FeatureNetwork,
+    FeatureReader,
+    FeatureTeacher,
+    layer_widths,
+    pooled_layers,
+)
 from muki_ray.errors import ConfigError
 from muki_ray.teachers.loading import load_classifier
 from tests import tiny
@@ -115,3 +121,58 @@ def test_the_network_answers_as_the_student(tmp_path: Path) -> None:
     logits, loss = network(**probe, features=shifted, weights=torch.tensor([1.0, 0.0, 2.0]))
     torch.testing.assert_close(logits, expected)
     assert float(loss.detach()) == pytest.approx(3 * 16, rel=1e-4)
+
+
+# -- teachers who read again and again ---------------------------------------------------------------------
+
+
+def readers(tmp_path: Path, **changes: Any) -> FeatureReader:
+    """Of two teachers, the second layers and the last ones."""
+    return FeatureReader(
+        [teacher(tmp_path), teacher(tmp_path, "distilbert", dim=24)], [[0, 2], [1]], **changes
+    )
+
+
+def test_what_is_kept_is_what_was_read(tmp_path: Path) -> None:
+    reader = readers(tmp_path)
+    first = reader(reader.prepare(TEXTS, None))
+    assert [[tuple(layer.shape) for layer in own] for own in first] == [
+        [(3, 16), (0,), (3, 16)],
+        [(0,), (3, 24)],
+    ]
+    for one, found in zip(reader.teachers, first, strict=True):
+        for layer, expected in zip(found, one(one.tokenize(TEXTS, None)), strict=True):
+            assert not len(layer) or torch.equal(layer, expected)
+    # in another order, with a text that is new
+    texts = [TEXTS[2], "film", TEXTS[0]]
+    reading = reader.prepare(texts, None)
+    assert (reading.known, reading.unknown) == ([0, 2], [1])
+    assert [len(tokens["input_ids"]) for tokens in reading.tokens] == [1, 1]
+    again = reader(reading)
+    alone = [one(one.tokenize(["film"], None)) for one in reader.teachers]
+    for m, own in enumerate(again):
+        for layer, rows in enumerate(own):
+            if len(rows):
+                assert torch.equal(rows[[0, 2]], first[m][layer][[2, 0]])
+                torch.testing.assert_close(rows[1], alone[m][layer][0])
+
+
+def test_pairs_are_told_apart(tmp_path: Path) -> None:
+    reader = readers(tmp_path)
+    (one, *_), _ = reader(reader.prepare(["goal"], ["film"]))
+    for texts, pairs in ((["goal"], None), (["goal"], ["bank"])):
+        reading = reader.prepare(texts, pairs)
+        assert reading.unknown == [0]
+        assert not torch.allclose(reader(reading)[0][0], one)
+    assert reader.prepare(["goal"], ["film"]).known == [0]
+
+
+@pytest.mark.parametrize(("texts", "kept"), [(0, 0), (2, 2), (99, 3)])
+def test_no_more_is_kept_than_there_is_room_for(texts: int, kept: int, tmp_path: Path) -> None:
+    reader = readers(tmp_path, room=texts * (400 + 4 * (16 + 16 + 24)) + 7)
+    first = reader(reader.prepare(TEXTS, None))
+    reading = reader.prepare(TEXTS, None)
+    assert reading.known == list(range(kept))
+    for own, others in zip(reader(reading), first, strict=True):
+        for layer, other in zip(own, others, strict=True):
+            torch.testing.assert_close(layer, other, atol=1e-5, rtol=1e-5)
