@@ -275,7 +275,7 @@ def test_a_resumed_training_goes_on_with_its_heads(method: Any, specs: Any, tmp_
         torch.load(tmp_path / name / STATE_FILE, weights_only=True)["heads"] for name in ("whole", "halves")
     ]
     assert heads[0]
-    close(*heads, atol=0)
+    close(*heads, atol=1e-5)
 
 
 # no step moves anything, so that every batch is met with the same parameters
