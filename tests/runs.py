@@ -67,13 +67,18 @@ def config(
     return parse_config({**content, **changes})
 
 
-def score_only(wanted: IntegrateConfig) -> tuple[dict[str, int], Folder, dict[str, Any], list[ScoringTask]]:
-    """Everything up to the supervision: rows scored now, its folder and manifest, the teachers' tasks."""
+def begun(wanted: IntegrateConfig) -> tuple[Run, list[ScoringTask]]:
+    """A run of which nothing is done yet, and its teachers' tasks."""
     wanted = settled(wanted)
     folder = RunFolder(wanted.output)
     specs, space, student = inspect_all(wanted)
     run = Run(wanted, folder, specs, space, student, read_corpora(wanted, folder, space), Tracker())
+    return run, [scoring_task(spec.resolved(False), wanted.method, run.corpora, folder) for spec in specs]
+
+
+def score_only(wanted: IntegrateConfig) -> tuple[dict[str, int], Folder, dict[str, Any], list[ScoringTask]]:
+    """Everything up to the supervision: rows scored now, its folder and manifest, the teachers' tasks."""
+    run, tasks = begun(wanted)
     with connected() as cluster:
-        tasks = [scoring_task(spec.resolved(False), wanted.method, run.corpora, folder) for spec in specs]
-        supervision, facts = score_and_integrate(run, draw_up(wanted, tasks, cluster), cluster)
+        supervision, facts = score_and_integrate(run, draw_up(run.config, tasks, cluster), cluster)
     return run.metrics["rows"]["scored"], supervision, facts, tasks
