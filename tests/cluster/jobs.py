@@ -111,7 +111,7 @@ class Job:
         """The same of one teacher, node by node."""
         return [note for note in self.begun if note.teacher == teacher]
 
-    def until(self, reached: Callable[[], bool], seconds: float = 120) -> None:
+    def until(self, reached: Callable[[], bool], seconds: float = 300) -> None:
         """Look again and again."""
         deadline = time.monotonic() + seconds
         while not reached():
@@ -119,7 +119,7 @@ class Job:
             assert time.monotonic() < deadline, self._log.read_text()[-3000:]
             time.sleep(0.005)
 
-    def finish(self, seconds: float = 180) -> None:
+    def finish(self, seconds: float = 400) -> None:
         try:
             assert self.process.wait(seconds) == 0, self._log.read_text()[-3000:]
         finally:
