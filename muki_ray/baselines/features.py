@@ -20,7 +20,7 @@ import torch
 from muki_ray.errors import ConfigError
 from muki_ray.teachers.loading import LoadedClassifier
 
-# bytes of features that a worker keeps: of 12,000 texts for six layers of 768 and four teachers
+# bytes of features that a worker keeps: of 14,000 texts for six layers of 768 and four teachers
 _ROOM = 2**30
 # of a text and its place in the memory, about
 _BYTES_PER_TEXT = 400

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from muki_ray.config_method import DropoutConfig
 from muki_ray.errors import StoreError
 from muki_ray.store import Folder
-from muki_ray.teachers.evidence import SCHEMA, EvidenceArrays, from_table, to_table
+from muki_ray.teachers.evidence import SCHEMA, EvidenceArrays, drawn_with, from_table, to_table
 
 IDS = np.array([7, 3, 12], dtype=np.int64)
 PARTS = ("logits", "mc_probs", "mc_energy", "mc_expected_entropy", "mc_variance", "mc_samples")
@@ -122,3 +123,11 @@ def test_take() -> None:
     np.testing.assert_array_equal(chosen.logits, floats([1.0, -2.0], [3.0, 4.0]))
     np.testing.assert_array_equal(chosen.mc_probs, floats([0.75, 0.25], [0.125, 0.875]))
     assert EvidenceArrays(sampled().logits).take(np.array([True, False, False])).mc_probs is None
+
+
+def test_what_of_the_draws_names_evidence() -> None:
+    ours, classical = DropoutConfig(), DropoutConfig(masks="per_element")
+    assert drawn_with(0, ours) == drawn_with(0, classical) == [0, None], "nothing is drawn"
+    assert drawn_with(4, ours) == [4, ours.model_dump(mode="json")]
+    assert drawn_with(4, classical)[:2] == [4, classical.model_dump(mode="json")]
+    assert len(drawn_with(4, classical)) == 3, "these draws have a format of their own"
