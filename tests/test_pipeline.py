@@ -457,7 +457,7 @@ def test_a_killed_driver_goes_on_where_it_was(root: Path, tmp_path: Path, ray_se
     def parts() -> int:
         return len(list((tmp_path / "run" / "evidence").glob("*/part-*.parquet")))
 
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while parts() < 40 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(driver.pid, signal.SIGKILL)
