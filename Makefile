@@ -35,7 +35,7 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
-# two at a time: tests on Ray wait for processes most of the time
+# two at a time: tests on Ray wait for processes most of the time, and take longest, so that the others give way
 test: lint types
 	$(MAKE) -j 2 tests-on-ray other-tests
 
@@ -43,7 +43,7 @@ tests-on-ray: .venv/dev
 	$(BIN)/python -m pytest -m ray
 
 other-tests: .venv/dev
-	$(BIN)/python -m pytest -m "not ray"
+	nice $(BIN)/python -m pytest -m "not ray"
 
 clean:
 	rm -rf .venv runs build *.egg-info .mypy_cache .ruff_cache .hypothesis
