@@ -11,17 +11,15 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test lint types tests-on-ray other-tests clean
 
-# each marker is younger than the environment it stands for; what is never imported need not be compiled, which halves the time
+# each marker is younger than the environment it stands for
 .venv/demo: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e '.[demo]'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[demo]'
 	touch $@
 
 .venv/dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --no-compile -c constraints.txt -e '.[dev,demo]'
-	# what all of Ray's processes import is compiled once, before they start side by side
-	$(BIN)/python -c 'import datasets, mlflow, ray.data, ray.train.torch, transformers.models.auto.modeling_auto'
+	$(BIN)/python -m pip install -qq -c constraints.txt -e '.[dev,demo]'
 	touch $@
 
 demo: .venv/demo
