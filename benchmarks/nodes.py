@@ -115,13 +115,15 @@ class Cluster:
         return self
 
     def add(self, *resources: Mapping[str, float]) -> list[Node]:
-        """Start nodes with these resources, all at once, and wait until the cluster has them."""
+        """Start nodes with these resources and wait until the cluster has them.
+
+        One after the other: Ray gives a node 30 seconds to come up, which several at once may need on a busy machine.
+        """
         fresh = []
         for one in resources:
             fresh.append(self._start(one, head=False))
             self.nodes.append(fresh[-1])
-        for node in fresh:
-            node.wait_until_started()
+            fresh[-1].wait_until_started()
         return fresh
 
     def alive(self) -> dict[str, dict[str, float]]:
